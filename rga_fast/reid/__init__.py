@@ -1,0 +1,1 @@
+"""Person re-identification on top of rga_fast: data, network, training, evaluation."""
