@@ -1,0 +1,213 @@
+"""The attention as a module, and its place in models that already hold the published one."""
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from rga_fast import dispatch, functional, validation
+from rga_fast.reference import Branch
+
+VARIANTS = {
+    "s": ("spatial",),
+    "c": ("channel",),
+    "sc": ("spatial", "channel"),
+    "cs": ("channel", "spatial"),
+    "s//c": ("spatial", "channel"),
+}
+EMBEDDINGS = ("asymmetric", "symmetric", "none")
+
+
+class RGA(nn.Module):
+    """Relation-aware global attention (Zhang et al., CVPR 2020, section 3) on a feature map.
+
+    (B, channels, H, W) -> the same shape, dtype and layout. The `state_dict` has the keys and
+    shapes of the published `RGA_Module`, so its weights load.
+
+    Args:
+        channels: C of the maps.
+        size: (H, W) of the maps, or their number of positions H * W. The relations of a node are a
+            vector over all nodes, so a module serves one size.
+        variant: "s" (spatial), "c" (channel), "sc" and "cs" (one after the other), or "s//c" (side
+            by side; the paper does not say how the two are fused: here the mean of the two maps).
+        spatial_ratio, channel_ratio: by how much positions and channels are reduced when they are
+            embedded. down_ratio: the same for the perceptron's hidden layer. A width is at least 1.
+        relations, appearance: whether an attention value sees the node's relations, its features.
+        embedding: "asymmetric" (theta and phi), "symmetric" (theta is phi) or "none" (both are the
+            nodes themselves): Table 4 of the paper.
+        impl: "auto" takes the fastest implementation for the input at hand, see `rga_fast.choose`.
+        device, dtype: of the parameters, as for every torch module.
+
+    Raises:
+        ValueError: for an unknown or impossible option; in `forward`, for a map of another size,
+            dtype or device than the module's.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int] | int,
+        variant: str = "sc",
+        *,
+        spatial_ratio: int = 8,
+        channel_ratio: int = 8,
+        down_ratio: int = 8,
+        relations: bool = True,
+        appearance: bool = True,
+        embedding: str = "asymmetric",
+        impl: str = "auto",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.size = _checked_size(size)
+        for name, value in [
+            ("channels", channels),
+            ("spatial_ratio", spatial_ratio),
+            ("channel_ratio", channel_ratio),
+            ("down_ratio", down_ratio),
+        ]:
+            validation.check_positive("RGA", name, value)
+        validation.check_choice("RGA", "variant", variant, tuple(VARIANTS))
+        validation.check_choice("RGA", "embedding", embedding, EMBEDDINGS)
+        validation.check_choice("RGA", "impl", impl, dispatch.ARGUMENTS)
+        if not (relations or appearance):
+            raise ValueError("RGA: at least one of relations and appearance must be True")
+        self.channels, self.variant, self.impl = channels, variant, impl
+
+        positions = self.size if isinstance(self.size, int) else self.size[0] * self.size[1]
+        inner_channels = max(1, channels // channel_ratio)
+        inner_positions = max(1, positions // spatial_ratio)
+        factory = {"device": device, "dtype": dtype}
+        for view in VARIANTS[variant]:
+            if view == "spatial":
+                d, n, c, m = channels, positions, inner_channels, inner_positions
+            else:
+                d, n, c, m = positions, channels, inner_positions, inner_channels
+            embedded = relations and embedding != "none"
+            layers = {
+                "gx": _layer(d, c, factory) if appearance else None,
+                "gg": _layer(2 * n, m, factory) if relations else None,
+                "W": _perceptron(relations * m + appearance, down_ratio, factory),
+                "theta": _layer(d, c, factory) if embedded else None,
+                "phi": _layer(d, c, factory) if embedded and embedding == "asymmetric" else None,
+            }
+            for name, layer in layers.items():
+                setattr(self, f"{name}_{view}", layer)
+
+    def branch(self, view: str) -> Branch:
+        """The layers of the branch "spatial" or "channel"."""
+        if view not in VARIANTS[self.variant]:
+            raise ValueError(f"RGA: variant {self.variant!r} has no {view!r} branch")
+        theta, phi, psi, relation, weight = (
+            getattr(self, f"{name}_{view}") for name in ("theta", "phi", "gx", "gg", "W")
+        )
+        return Branch(view, theta, phi, psi, relation, weight)
+
+    def choose(self, x: Tensor) -> dispatch.Choice:
+        """The implementation that would run for `x`, and why."""
+        return dispatch.choose(self.impl, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = VARIANTS[self.variant][0]
+        validation.check_map(x, self.channels, self.size, getattr(self, f"W_{first}")[0].weight)
+        if self.variant == "s//c":
+            spatial, channel = (
+                functional.attention(x, self.branch(view), self.impl) for view in VARIANTS["s//c"]
+            )
+            return (spatial + channel) / 2
+        for view in VARIANTS[self.variant]:
+            x = functional.attention(x, self.branch(view), self.impl)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, {self.size}, variant={self.variant!r}, impl={self.impl!r}"
+
+
+def fuse(model: nn.Module, impl: str = "auto") -> nn.Module:
+    """Swaps every published `RGA_Module` in `model` for an `RGA` that holds the same layers.
+
+    In place: parameters, buffers, hooks of the layers, training mode and `state_dict` keys stay as
+    they are, so optimisers and checkpoints go on working.
+
+    Args:
+        model: any module; its `RGA_Module`s are recognised by the name of their class.
+        impl: for the new modules, see `RGA`.
+
+    Returns:
+        `model`, or its replacement where `model` itself is an `RGA_Module`.
+
+    Raises:
+        ValueError: if there is none in it.
+    """
+    if _is_published(model):
+        return _fused(model, impl)
+    swaps = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if _is_published(child)
+    ]
+    if not swaps:
+        raise ValueError("fuse: the model holds no RGA_Module")
+    fused = {child: _fused(child, impl) for _, _, child in swaps}  # a shared module stays shared
+    for parent, name, child in swaps:
+        setattr(parent, name, fused[child])
+    return model
+
+
+def _is_published(module: nn.Module) -> bool:
+    return type(module).__name__ == "RGA_Module"
+
+
+def _fused(old: nn.Module, impl: str) -> RGA:
+    layers = {name: cast(nn.Sequential, layer) for name, layer in old.named_children()}
+    spatial, channel = "W_spatial" in layers, "W_channel" in layers
+    if "gx_spatial" in layers and "gg_spatial" in layers:
+        channels, positions = _inputs(layers["gx_spatial"]), _inputs(layers["gg_spatial"]) // 2
+    elif "gx_channel" in layers and "gg_channel" in layers:
+        positions, channels = _inputs(layers["gx_channel"]), _inputs(layers["gg_channel"]) // 2
+    else:
+        raise ValueError(
+            "fuse: an RGA_Module must have the layers gx_* and gg_* of its branches, "
+            f"got {', '.join(layers) or 'none'}"
+        )
+    variant = "sc" if spatial and channel else ("s" if spatial else "c")
+    new = RGA(channels, positions, variant, impl=impl, device="meta")
+    expected = [name for name, _ in new.named_children()]
+    if sorted(layers) != sorted(expected):
+        raise ValueError(
+            f"fuse: an RGA_Module of variant {variant!r} must have the layers "
+            f"{', '.join(sorted(expected))}, got {', '.join(sorted(layers))}"
+        )
+    for name in expected:
+        setattr(new, name, layers[name])
+    return new.train(old.training)
+
+
+def _inputs(layer: nn.Sequential) -> int:
+    return cast(nn.Conv2d, layer[0]).in_channels
+
+
+def _checked_size(size: tuple[int, int] | int) -> tuple[int, int] | int:
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    if isinstance(size, (tuple, list)) and len(size) == 2:
+        for value in size:
+            validation.check_positive("RGA", "each side of size", value)
+        return (int(size[0]), int(size[1]))
+    raise ValueError(f"RGA: size must be (H, W) or their product H * W, got {size!r}")
+
+
+def _layer(inputs: int, outputs: int, factory: dict[str, Any]) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1, bias=False, **factory),
+        nn.BatchNorm2d(outputs, **factory),
+        nn.ReLU(),
+    )
+
+
+def _perceptron(inputs: int, ratio: int, factory: dict[str, Any]) -> nn.Sequential:
+    hidden = max(1, inputs // ratio)
+    return _layer(inputs, hidden, factory).extend(
+        [nn.Conv2d(hidden, 1, 1, bias=False, **factory), nn.BatchNorm2d(1, **factory)]
+    )
