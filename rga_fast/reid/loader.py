@@ -31,16 +31,20 @@ def read_image(path: str | os.PathLike[str], size: Size) -> np.ndarray:
 
     The resize is Pillow's bilinear one with antialiasing, as published. Grey, palette and CMYK
     images are converted, transparency is dropped, an EXIF orientation is applied.
-    FileNotFoundError or PermissionError as they come; ValueError names a damaged or foreign file.
+    FileNotFoundError or PermissionError as they come; ValueError names a damaged or
+    foreign file, or one with more than 8 bits per channel.
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
+                raise ValueError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            return np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR))
     except (FileNotFoundError, PermissionError):
         raise
     except _DAMAGED as error:
         raise ValueError(f"{os.fspath(path)}: not a readable image: {error}") from error
-    return np.asarray(upright.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 class CachedImages:
@@ -249,6 +253,9 @@ def _read_ahead(
 def _batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in loader:
         if isinstance(batch, Exception):
-            raise batch
+            try:
+                raise batch
+            finally:
+                del batch  # else error and frame keep each other, and workers end 10 s late
         indices, pixels = batch
         yield indices, pixels.to(device, non_blocking=True)
