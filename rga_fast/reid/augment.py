@@ -1,0 +1,159 @@
+"""The published augmentation, for a whole batch on the device where the batch lies.
+
+What is random is drawn first, on the CPU (`Augmentation.draw`), then applied: the same generator
+makes the same choices for every device, nothing waits for the device, and a process that holds a
+slice of a batch can apply that slice of the draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+ERASE_ATTEMPTS = 100
+
+
+class Draws(NamedTuple):
+    """What happens to each of B images. All tensors lie on the CPU and have B rows."""
+
+    translate: Tensor  # bool (B,)
+    offset: Tensor  # int64 (B, 2): top and left of the crop from the enlarged image
+    flip: Tensor  # bool (B,)
+    erase: Tensor  # int64 (B, 4): top, left, height, width; zeros where nothing is erased
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random translation, flip and erasing with the published probabilities and ranges.
+
+    Translation enlarges an image by `enlarge` and crops it at a random place. The enlargement
+    starts from the image at training size, so that a cache holds every image once; the published
+    code starts from the file. Files of the training size give the same pixels, others a slightly
+    softer picture. Erasing fills a rectangle with 0 after normalisation; its share of the image
+    and its aspect (height / width) are uniform in `erase_area` and `erase_aspect`.
+
+    ValueError: a probability outside 0..1, `enlarge` below 1, a range that is not one.
+    """
+
+    translate: float = 0.5
+    enlarge: float = 1.125
+    flip: float = 0.5
+    erase: float = 0.5
+    erase_area: tuple[float, float] = (0.02, 0.4)
+    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+
+    def __post_init__(self) -> None:
+        for name in ("translate", "flip", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"Augmentation: {name} must be a probability, got {getattr(self, name)}"
+                )
+        if self.enlarge < 1:
+            raise ValueError(f"Augmentation: enlarge must be at least 1, got {self.enlarge}")
+        for name, most in (("erase_area", 1.0), ("erase_aspect", float("inf"))):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                raise ValueError(
+                    f"Augmentation: {name} must be (low, high) with 0 < low <= high <= {most}, "
+                    f"got {(low, high)}"
+                )
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), normalised. `generator` is one of the CPU."""
+        B, H, W, _ = _check_pixels(pixels)
+        return self.apply(pixels, self.draw(B, (H, W), generator))
+
+    def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
+        """Draws for `count` images of `size` (height, width)."""
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(count, *shape, generator=generator, dtype=torch.float64)
+
+        room = torch.tensor(self._enlarged(size)) - torch.tensor(size)
+        return Draws(
+            translate=uniform() < self.translate,
+            offset=(uniform(2) * room).round().long(),
+            flip=uniform() < self.flip,
+            erase=self._rectangles(
+                size, uniform() < self.erase, uniform(2, ERASE_ATTEMPTS), uniform(2)
+            ),
+        )
+
+    def apply(self, pixels: Tensor, draws: Draws) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W): what `draws` says, then normalised.
+
+        Rectangles are moved image by image, as views: five times as fast on a CPU as masks and
+        gathers over the batch.
+        """
+        _, H, W, _ = _check_pixels(pixels)
+        moved = draws.translate.nonzero().flatten()
+        pixels = pixels.clone()
+        larger = _resize(pixels[moved.to(pixels.device)], self._enlarged((H, W)))
+        for image, i, (top, left) in zip(
+            larger, moved.tolist(), draws.offset[moved].tolist(), strict=True
+        ):
+            pixels[i] = image[top : top + H, left : left + W]
+        for i in draws.flip.nonzero().flatten().tolist():
+            pixels[i] = pixels[i].flip(1)
+        images = normalise(pixels)
+        for image, (top, left, height, width) in zip(images, draws.erase.tolist(), strict=True):
+            image[:, top : top + height, left : left + width] = 0
+        return images
+
+    def _enlarged(self, size: tuple[int, int]) -> tuple[int, int]:
+        return round(size[0] * self.enlarge), round(size[1] * self.enlarge)
+
+    def _rectangles(
+        self, size: tuple[int, int], wanted: Tensor, shape: Tensor, place: Tensor
+    ) -> Tensor:
+        """(B, 4): for each image the first of its attempts (B, 2, A) that fits into `size`."""
+        H, W = size
+        area = torch.lerp(*_ends(self.erase_area), shape[:, 0]) * (H * W)
+        aspect = torch.lerp(*_ends(self.erase_aspect), shape[:, 1])
+        heights = (area * aspect).sqrt().round().long()
+        widths = (area / aspect).sqrt().round().long()
+        fits = (heights < H) & (widths < W)
+        first = fits.int().argmax(dim=1, keepdim=True)
+        height, width = heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0]
+        top = (place[:, 0] * (H - height + 1)).long()
+        left = (place[:, 1] * (W - width + 1)).long()
+        erased = wanted & fits.any(dim=1)
+        return torch.stack([top, left, height, width], dim=1) * erased[:, None]
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), contiguous: ImageNet's mean and deviation."""
+    _check_pixels(pixels)
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, device=pixels.device)[:, None, None]
+    images = pixels.permute(0, 3, 1, 2).contiguous().float()
+    return images.mul_(1 / (255 * std)).sub_(mean / std)
+
+
+def _check_pixels(pixels: Tensor) -> torch.Size:
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise ValueError(
+            f"pixels must be uint8 (B, H, W, 3), got {pixels.dtype} {tuple(pixels.shape)}"
+        )
+    return pixels.shape
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (B, h, w, 3) -> uint8 (B, H, W, 3), bilinear, rounded as Pillow does."""
+    images = pixels.permute(0, 3, 1, 2)
+    if pixels.is_cpu:  # only the CPU interpolates bytes, and does so 5 times as fast as floats
+        images = F.interpolate(images, size=size, mode="bilinear")
+    else:
+        images = F.interpolate(images.float(), size=size, mode="bilinear").round().byte()
+    return images.permute(0, 2, 3, 1)
+
+
+def _ends(interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    low, high = interval
+    return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)

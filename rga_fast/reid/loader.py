@@ -1,0 +1,261 @@
+"""From image files to batches: decoding, the cache in memory, training and evaluation batches."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rga_fast.reid.augment import Augmentation, normalise
+from rga_fast.reid.datasets import Split
+from rga_fast.reid.sampler import IdentitySampler
+
+Size = tuple[int, int]  # height, width
+Progress = Callable[[int, int], None]  # images done, images in all
+
+# What Pillow's decoders raise on damaged files.
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def read_image(path: str | os.PathLike[str], size: Size) -> np.ndarray:
+    """Decodes an image file and resizes it to `size` = (height, width): uint8 (H, W, 3), RGB.
+
+    The resize is Pillow's bilinear one with antialiasing, as published. Grey, palette and CMYK
+    images are converted, transparency is dropped, an EXIF orientation is applied.
+    FileNotFoundError or PermissionError as they come; ValueError names a damaged or
+    foreign file, or one with more than 8 bits per channel.
+    """
+    try:
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
+                raise ValueError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            return np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    except (FileNotFoundError, PermissionError):
+        raise
+    except _DAMAGED as error:
+        raise ValueError(f"{os.fspath(path)}: not a readable image: {error}") from error
+
+
+class CachedImages:
+    """Images that lie decoded in one uint8 array (N, H, W, 3), in memory or mapped from a file."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise ValueError(
+                "CachedImages: pixels must be uint8 (N, H, W, 3), "
+                f"got {pixels.dtype} {pixels.shape}"
+            )
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3): a copy of the images at `indices` (B,)."""
+        return torch.from_numpy(self.pixels[indices])
+
+
+class ImageFiles:
+    """Images that are decoded whenever they are asked for."""
+
+    def __init__(self, files: Sequence[Path], size: Size) -> None:
+        self.files = files
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3): the images at `indices` (B,), read from their files."""
+        return torch.from_numpy(np.stack([read_image(self.files[i], self.size) for i in indices]))
+
+
+Images = CachedImages | ImageFiles
+
+
+def open_images(
+    split: Split, size: Size, *, cache: bool, progress: Progress | None = None
+) -> Images:
+    """The images of `split` at `size` = (height, width).
+
+    `cache`: all of them are decoded now, on all cores, into N * H * W * 3 bytes of memory, and
+    `progress` is told how far this is. Otherwise each is decoded when it is needed. Errors as
+    `read_image`.
+    """
+    files = [split.file(index) for index in range(len(split))]
+    if not cache:
+        return ImageFiles(files, size)
+    return CachedImages(decode_files(files, size, progress=progress))
+
+
+def decode_files(
+    files: Sequence[Path],
+    size: Size,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """uint8 (N, H, W, 3): all `files`, decoded by `threads` (default: one per available core)."""
+    pixels = np.empty((len(files), *size, 3), dtype=np.uint8)
+
+    def decode(index: int) -> None:
+        pixels[index] = read_image(files[index], size)
+
+    pool = ThreadPoolExecutor(threads or available_cores())
+    try:
+        for done, _ in enumerate(pool.map(decode, range(len(files))), start=1):
+            if progress is not None:
+                progress(done, len(files))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, don't decode the rest
+    return pixels
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class TrainBatches:
+    """Iterates over an epoch of (images, labels): float32 (B, 3, H, W), int64 (B,), on `device`.
+
+    `set_epoch` chooses the epoch. What a step yields depends on (seed, epoch, step) and the
+    sampler, not on what was drawn before: a run resumed in the middle of an epoch sees the same
+    images. With `workers`, that many processes read batches ahead; cached images need none.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        labels: np.ndarray,
+        sampler: IdentitySampler,
+        augmentation: Augmentation,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        if len(labels) != len(images):
+            raise ValueError(f"TrainBatches: {len(images)} images, but {len(labels)} labels")
+        self.labels = torch.tensor(labels)
+        self.sampler = sampler
+        self.augmentation = augmentation
+        self.device = torch.device(device)
+        self.seed = seed
+        self._steps = _StepsFrom(sampler)
+        self._loader = _read_ahead(images, self._steps, self.device, workers)
+
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Chooses the epoch and the step, both from 0, with which the next iteration starts."""
+        self.sampler.set_epoch(epoch)
+        self._steps.first = first_step
+
+    def __len__(self) -> int:
+        """Steps in a whole epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch = self.sampler.epoch
+        batches = _batches(self._loader, self.device)
+        for step, (indices, pixels) in enumerate(batches, start=self._steps.first):
+            images = self.augmentation(pixels, self._generator(epoch, step))
+            yield images, self.labels[indices].to(self.device, non_blocking=True)
+
+    def _generator(self, epoch: int, step: int) -> torch.Generator:
+        state = np.random.SeedSequence(self.seed, spawn_key=(epoch, step)).generate_state(1, "u8")
+        return torch.Generator().manual_seed(int(state[0]))
+
+
+class EvalBatches:
+    """Iterates over all images in order: (images, indices), the last batch perhaps smaller.
+
+    The images are float32 (B, 3, H, W) on `device`, normalised only; the indices int64 (B,) on the
+    CPU. `workers` as in TrainBatches.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int = 64,
+        *,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"EvalBatches: batch_size must be at least 1, got {batch_size}")
+        self.device = torch.device(device)
+        everything = np.arange(len(images))
+        self._steps = [
+            everything[first : first + batch_size] for first in range(0, len(images), batch_size)
+        ]
+        self._loader = _read_ahead(images, self._steps, self.device, workers)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices, pixels in _batches(self._loader, self.device):
+            yield normalise(pixels), indices
+
+
+class _StepsFrom:
+    """The sampler's batches from step `first` on."""
+
+    def __init__(self, sampler: IdentitySampler) -> None:
+        self.sampler = sampler
+        self.first = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return islice(self.sampler, self.first, None)
+
+
+class _IndexedImages(Dataset):
+    """Yields (indices, pixels), or the error: DataLoader would bury its text in a traceback."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | Exception:
+        try:
+            return torch.from_numpy(indices), self.images[indices]
+        except (OSError, ValueError) as error:
+            return error
+
+
+def _read_ahead(
+    images: Images, steps: Iterable[np.ndarray], device: torch.device, workers: int
+) -> DataLoader:
+    return DataLoader(
+        _IndexedImages(images),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # or each epoch would draw from the global one
+    )
+
+
+def _batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in loader:
+        if isinstance(batch, Exception):
+            try:
+                raise batch
+            finally:
+                del batch  # else error and frame keep each other, and workers end 10 s late
+        indices, pixels = batch
+        yield indices, pixels.to(device, non_blocking=True)
