@@ -119,8 +119,10 @@ def hit_ranks(distances: Tensor, hits: Tensor, excluded: Tensor) -> Tensor:
     b, N = distances.shape
     # Distance and index in one integer, ordered like the pair: no two images are equal.
     bits = (distances + 0.0).view(torch.int32)  # -0.0 becomes 0.0
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (bits.long() << 32) | torch.arange(N, device=distances.device)
+    bits ^= (bits >> 31) & 0x7FFFFFFF
+    keys = bits.long()
+    keys <<= 32
+    keys |= torch.arange(N, device=distances.device)
     keys.masked_fill_(excluded, _EXCLUDED)
 
     rows, cols = hits.nonzero(as_tuple=True)
