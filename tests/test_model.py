@@ -162,6 +162,7 @@ def test_initialisation():
     model = ReidNet("resnet18", num_classes=200, variant=None)
     conv = model.backbone.layer3[0].conv1.weight  # fan in 128 * 9
     assert conv.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+    assert conv.abs().max() > 4 * conv.std()  # normal, not uniform
     assert model.cls.weight.std().item() == pytest.approx(0.001, rel=0.02)
     assert model.cls.bias is None
     assert not model.feat_bn.bias.requires_grad
