@@ -1,0 +1,186 @@
+"""Everything that decides a training run, in one place, with its name, type and meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rga_fast import dispatch, validation
+from rga_fast.modules import EMBEDDINGS, VARIANTS
+from rga_fast.reid.model import ARCHITECTURES
+
+SCHEDULES = ("step", "cosine")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run. The defaults are the published recipe (see `RECIPES` for the others).
+
+    `data` None means the synthetic data set, written once into the user's cache folder. Sizes are
+    in pixels, rates per step, `warmup_epochs` and `milestones` in epochs.
+    """
+
+    data: str | None = None
+    height: int = 256
+    width: int = 128
+    cache_images: bool = False  # decode every image once, into memory
+    workers: int = 4  # processes that decode ahead, where images are not cached
+
+    arch: str = "resnet50"
+    base_width: int = 64  # channels of the stem
+    last_stride: int = 1
+    pretrained: str | None = None  # ImageNet weights of the backbone
+    variant: str | None = "sc"  # None: without attention
+    stages: tuple[int, ...] = (1, 2, 3, 4)  # attention follows these
+    spatial_ratio: int = 8
+    channel_ratio: int = 8
+    down_ratio: int = 8
+    relations: bool = True
+    appearance: bool = True
+    embedding: str = "asymmetric"
+    impl: str = "reference"
+
+    identities_per_batch: int = 16
+    images_per_identity: int = 4
+    epochs: int = 600
+    learning_rate: float = 8e-4
+    weight_decay: float = 5e-4
+    schedule: str = "step"
+    warmup_epochs: float = 20
+    warmup_start: float = 8e-6
+    milestones: tuple[float, ...] = (80, 120, 160, 200, 240, 280, 320, 360)
+    label_smoothing: float = 0.1
+    margin: float = 0.3
+
+    translate: float = 0.5
+    flip: float = 0.5
+    erase: float = 0.5
+
+    eval_every: int = 40  # epochs between evaluations; after the last one there always is one
+    checkpoint_every: int = 20
+    eval_batch: int = 64
+    seed: int = 0
+    device: str = "auto"  # "cuda" if there is one, else "cpu"
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            validation.check_positive("config", name, getattr(self, name))
+        validation.check_choice("config", "arch", self.arch, tuple(ARCHITECTURES))
+        if self.variant is not None:
+            validation.check_choice("config", "variant", self.variant, tuple(VARIANTS))
+        validation.check_choice("config", "embedding", self.embedding, EMBEDDINGS)
+        validation.check_choice("config", "impl", self.impl, dispatch.ARGUMENTS)
+        validation.check_choice("config", "schedule", self.schedule, SCHEDULES)
+        if self.learning_rate <= 0:
+            raise ValueError(f"config: learning_rate must be positive, got {self.learning_rate}")
+        if self.workers < 0 or self.seed < 0:
+            raise ValueError(
+                f"config: workers and seed must be at least 0, got {self.workers} and {self.seed}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def replace(self, **fields: Any) -> Config:
+        """A copy with other values.
+
+        Raises:
+            ValueError: for a field that does not exist (with the nearest name) or a value of
+                another type than the field's.
+        """
+        return dataclasses.replace(self, **{k: _checked(k, v) for k, v in fields.items()})
+
+    def save(self, path: Path) -> None:
+        """Writes every field to a YAML file."""
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+
+    @staticmethod
+    def load(path: Path) -> Config:
+        """Reads what `save` wrote; fields that are missing have their defaults."""
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path}: expected `field: value` lines, got {type(fields).__name__}")
+        return Config().replace(**fields)
+
+
+_POSITIVE = (
+    *("height", "width", "base_width", "last_stride", "spatial_ratio", "channel_ratio"),
+    *("down_ratio", "identities_per_batch", "images_per_identity", "epochs", "eval_every"),
+    *("checkpoint_every", "eval_batch"),
+)
+
+RECIPES = {
+    # The published one to the letter.
+    "paper": Config(),
+    # The main job: learns on two CPU cores within minutes, from nothing.
+    "small": Config(
+        height=96,
+        width=48,
+        cache_images=True,
+        workers=0,
+        arch="resnet18",
+        base_width=24,
+        stages=(1, 2),
+        epochs=40,
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_epochs=2,
+        warmup_start=2e-4,
+        erase=0.25,
+        eval_every=20,
+        checkpoint_every=5,
+        eval_batch=128,
+    ),
+}
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["epochs=5", "stages=1,2"]` -> `{"epochs": 5, "stages": (1, 2)}`, values read as YAML."""
+    fields = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"expected field=value, got {assignment!r}")
+        _kinds(name)  # an unknown name is the more helpful error
+        listed = f"[{text}]" if tuple in _kinds(name) and not text.startswith("[") else text
+        fields[name] = yaml.safe_load(listed)
+    return fields
+
+
+def _kinds(name: str) -> tuple[type, ...]:
+    """The types that a field takes, `tuple` for its sequences."""
+    hints = typing.get_type_hints(Config)
+    if name not in hints:
+        nearest = difflib.get_close_matches(name, hints, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(hints)}"
+        raise ValueError(f"config: unknown field {name!r}{hint}")
+    hint = hints[name]
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(part) or part for part in parts)
+
+
+def _checked(name: str, value: Any) -> Any:
+    kinds = _kinds(name)
+    if isinstance(value, list):
+        value = tuple(value)
+    if float in kinds and isinstance(value, str):  # YAML reads 1e-3 as text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    wrong_bool = isinstance(value, bool) and bool not in kinds
+    if not isinstance(value, kinds) or wrong_bool:
+        expected = " or ".join("None" if k is types.NoneType else k.__name__ for k in kinds)
+        raise ValueError(f"config: {name} must be {expected}, got {value!r}")
+    return value
