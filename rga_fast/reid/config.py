@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -173,10 +174,8 @@ def _checked(name: str, value: Any) -> Any:
     if isinstance(value, list):
         value = tuple(value)
     if float in kinds and isinstance(value, str):  # YAML reads 1e-3 as text
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     wrong_bool = isinstance(value, bool) and bool not in kinds

@@ -1,0 +1,5 @@
+import sys
+
+from rga_fast.cli import main
+
+sys.exit(main())

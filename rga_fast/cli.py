@@ -1,0 +1,180 @@
+"""The command line: thin, one function per verb."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import rga_fast
+from rga_fast import dispatch
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("rga-fast: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        print(f"rga-fast: error: {_told(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(options: argparse.Namespace) -> None:
+    from rga_fast.reid.checkpoint import load_checkpoint
+    from rga_fast.reid.config import RECIPES, parse_assignments
+    from rga_fast.reid.train import train
+
+    resume = _resume_path(options)
+    if resume is not None:
+        config, out = load_checkpoint(resume).config, options.out or resume.parent.parent
+    else:
+        recipe = options.recipe or ("small" if options.data is None else "paper")
+        config = RECIPES[recipe]
+        out = options.out or Path("runs") / time.strftime(f"%Y%m%d-%H%M%S-{recipe}")
+    fields = parse_assignments(options.fields)
+    for name in ("data", "epochs", "seed", "pretrained", "impl"):
+        if getattr(options, name) is not None:
+            fields[name] = getattr(options, name)
+    if options.stages is not None:
+        fields |= parse_assignments([f"stages={options.stages}"])
+    train(config.replace(**fields), out, resume)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    import json
+
+    from rga_fast.reid import console
+    from rga_fast.reid import train as training
+    from rga_fast.reid.checkpoint import load_checkpoint, load_weights, make_network
+    from rga_fast.reid.evaluate import extract_features, open_eval_data, save_features, score
+
+    saved = load_checkpoint(options.checkpoint)
+    config = saved.config.replace(impl=options.impl)
+    if options.data is not None:
+        config = config.replace(data=options.data)
+    data = training.open_training_data(config)
+    model = make_network(config, saved.num_classes)
+    load_weights(model, saved.model, str(options.checkpoint))
+    device = training.pick_device(config.device)
+    model.to(device)
+    with console.progress("decoding images") as bar:
+        images = open_eval_data(data, config.size, cache=config.cache_images, progress=bar)
+    workers = 0 if config.cache_images else config.workers
+    query, gallery = (
+        extract_features(model, split, batch_size=config.eval_batch, device=device, workers=workers)
+        for split in (images.query, images.gallery)
+    )
+    scores = score(data, query, gallery)
+    title = f"{data.name}, {console.skipped_note(scores)}"
+    console.console.print(console.metrics_table(title, {f"epoch {saved.epoch}": scores}))
+    if options.json is not None:
+        rows = {name: metrics._asdict() for name, metrics in scores.items()}
+        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    if options.features is not None:
+        save_features(options.features, data, query, gallery)
+
+
+def synth(options: argparse.Namespace) -> None:
+    from rga_fast.reid.console import console, dataset_table, progress
+    from rga_fast.reid.datasets import open_dataset
+    from rga_fast.reid.synth import write_dataset
+
+    with progress("drawing") as bar:
+        write_dataset(options.out, options.identities, seed=options.seed, progress=bar)
+    console.print(dataset_table(open_dataset(options.out)))
+
+
+def info(options: argparse.Namespace) -> None:
+    import torch
+
+    print(f"rga_fast {rga_fast.__version__}, torch {torch.__version__}")
+    print(f"threads: {torch.get_num_threads()}")
+    devices = [torch.device("cpu")]
+    for index in range(torch.cuda.device_count()):
+        devices.append(torch.device("cuda", index))
+        print(f"cuda:{index}: {torch.cuda.get_device_name(index)}")
+    print("implementations:")
+    for name, available, note in dispatch.implementations():
+        print(f"  {name:<10} {'yes' if available else 'no':<4} {note}")
+    print('what impl="auto" takes:')
+    for device in devices:
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.empty(1, 256, 64, 32, device=device, dtype=dtype)
+            impl, reason = dispatch.choose("auto", x)
+            print(f"  {device!s:<8} {str(dtype).removeprefix('torch.'):<9} {impl} ({reason})")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rga-fast",
+        description="Person re-identification with relation-aware global attention.",
+    )
+    parser.add_argument("--version", action="version", version=f"rga_fast {rga_fast.__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    verb = _verb(verbs, "train", train, "train a network and evaluate it before and after")
+    verb.add_argument("--data", metavar="PATH", help="a data set; without it: a synthetic one")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the run, runs/... if none")
+    verb.add_argument(
+        "--recipe", choices=("paper", "small"), help="small without --data, else paper"
+    )
+    verb.add_argument("--epochs", type=int, metavar="N")
+    verb.add_argument("--seed", type=int, metavar="S")
+    verb.add_argument("--stages", metavar="1,2,3,4", help="attention follows these stages")
+    verb.add_argument("--pretrained", metavar="FILE", help="ImageNet weights of the backbone")
+    implementation = verb.add_mutually_exclusive_group()
+    implementation.add_argument(
+        "--fused",
+        dest="impl",
+        action="store_const",
+        const="auto",
+        help="the fastest implementation; without it the reference runs",
+    )
+    implementation.add_argument("--impl", choices=dispatch.ARGUMENTS)
+    verb.add_argument("--resume", metavar="PATH", help="a checkpoint, or auto: that of --out")
+    verb.add_argument("fields", nargs="*", metavar="field=value", help="of the configuration")
+
+    verb = _verb(verbs, "evaluate", evaluate, "rank-k, mAP and mINP of a checkpoint")
+    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    verb.add_argument("--data", metavar="PATH", help="a data set; without it: that of the training")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    verb.add_argument(
+        "--features", type=Path, metavar="FILE", help="write what was ranked (.safetensors)"
+    )
+    verb.add_argument("--impl", choices=dispatch.ARGUMENTS, default="auto")
+
+    verb = _verb(verbs, "synth", synth, "write a synthetic data set in the Market-1501 layout")
+    verb.add_argument("out", type=Path, metavar="OUT")
+    verb.add_argument("--identities", type=int, default=240, metavar="N")
+    verb.add_argument("--seed", type=int, default=0, metavar="S")
+
+    _verb(verbs, "info", info, "build, devices, and which implementation would run, and why")
+    return parser
+
+
+def _verb(verbs, name: str, run, text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _resume_path(options: argparse.Namespace) -> Path | None:
+    if options.resume != "auto":
+        return None if options.resume is None else Path(options.resume)
+    if options.out is None:
+        raise ValueError("--resume auto continues the run in --out DIR, and no --out was given")
+    path = options.out / "checkpoints" / "last.pt"
+    return path if path.exists() else None
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
