@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
+import gate
+import plots
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from rga_fast import dispatch, testing
 from rga_fast.modules import VARIANTS
 
 COMPILED = "compiled-"
+ORACLE = "float64 reference"
 # Inputs of the chart against n: stage 1 of images from 256x128 to 512x256.
 SIDES = ((64, 32), (80, 40), (96, 48), (112, 56), (128, 64))
 
@@ -61,61 +64,38 @@ class Setup(NamedTuple):
             return self.forward(self.inputs[index][0])
 
     def step(self, index: int = 0) -> tuple[Tensor, ...]:
-        """The output in evaluation; in training the gradients of the map and the parameters."""
+        """The output; in training also the gradients of the map and of the parameters."""
         out = self.output(index)
         if not self.training:
             return (out,)
         x, dout = self.inputs[index]
-        return torch.autograd.grad(out, [x, *self.module.parameters()], dout)
+        return (out.detach(), *torch.autograd.grad(out, [x, *self.module.parameters()], dout))
+
+    def results(self) -> dict[str, Tensor]:
+        """What a step gives, by name, and the statistics that it updates."""
+        names = ["out", "dx", *(f"d{name}" for name, _ in self.module.named_parameters())]
+        named = dict(zip(names, self.step(), strict=False))
+        if self.training:
+            named |= {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        return named
 
 
-def set_up(case: Case, variant: str, impl: str, device: torch.device) -> Setup:
-    """The same weights, maps and gradients for every implementation."""
-    dtype = torch.float64 if impl == "oracle" else common.DTYPES[case.dtype]
-    name = "reference" if impl == "oracle" else impl.removeprefix(COMPILED)
-    _, C, H, W = case.shape
-    module = testing.make_rga(C, (H, W), variant, impl=name).train(case.training).to(device)
+def set_up(problem: gate.Problem, training: bool, impl: str) -> Setup:
+    module, (x, dout) = copy.deepcopy(problem.module), problem[1:]
+    mixed = x.dtype != torch.float32
     forward: Callable[[Tensor], Tensor] = module
-    if impl == "oracle":
-        module.double()
-    elif impl.startswith(COMPILED):
+    if impl == ORACLE:
+        module, x, dout, mixed = module.double(), x.double(), dout.double(), False
+    module.impl = "reference" if impl == ORACLE else impl.removeprefix(COMPILED)
+    if impl.startswith(COMPILED):
         forward = torch.compile(module, dynamic=False, fullgraph=True)
-    maps = [
-        testing.make_map(case.shape, dtype=common.DTYPES[case.dtype], layout=case.layout, seed=s)
-        for s in range(2)
-    ]
-    x, dout = (values.to(device=device, dtype=dtype) for values in maps)
-    copies = 1 if impl == "oracle" else common.copies_beyond_cache(x.nbytes, device)
+    copies = 1 if impl == ORACLE else common.copies_beyond_cache(x.nbytes, x.device)
     inputs = [
-        (x.clone().requires_grad_(case.training), dout if i == 0 else dout.clone())
+        (x.detach().clone().requires_grad_(training), dout if i == 0 else dout.clone())
         for i in range(copies)
     ]
-    mixed = dtype in (torch.bfloat16, torch.float16)
-    return Setup(module, forward, inputs, case.training, torch.autocast(device.type, dtype, mixed))
-
-
-def results(setup: Setup) -> dict[str, Tensor]:
-    """Everything that the first pass of a set-up produces, by name."""
-    out = setup.output()
-    named = {"out": out.detach()}
-    if setup.training:
-        x, dout = setup.inputs[0]
-        parameters = dict(setup.module.named_parameters())
-        gradients = torch.autograd.grad(out, [x, *parameters.values()], dout)
-        named |= zip(["dx", *(f"d{name}" for name in parameters)], gradients, strict=True)
-        named |= {name: buffer.clone() for name, buffer in setup.module.named_buffers()}
-    return named
-
-
-def failures(actual: dict[str, Tensor], baseline: dict[str, Tensor], oracle: dict[str, Tensor]):
-    """What exceeds the error budget of the tests, with the figures."""
-    found = []
-    for name, expected in oracle.items():
-        try:
-            testing.check_budget(actual[name], baseline[name], expected, name)
-        except AssertionError as error:
-            found.append(str(error))
-    return found
+    autocast = torch.autocast(x.device.type, x.dtype if mixed else None, enabled=mixed)
+    return Setup(module, forward, inputs, training, autocast)
 
 
 def checked(
@@ -127,19 +107,26 @@ def checked(
     """
     torch.compiler.reset()  # compiled code of earlier cases counts against a limit
     common.progress(f"{case.title}: the reference in float64")
-    oracle = results(set_up(case, variant, "oracle", device))
-    baseline = results(set_up(case, variant, "reference", device))
+    dtype = common.DTYPES[case.dtype]
+    problem = gate.make_problem(case.shape, variant, case.training, dtype, case.layout, device)
+    oracle = set_up(problem, case.training, ORACLE).results()
+    reference = set_up(problem, case.training, "reference")
+    baseline = reference.results()
     setups, wrong = {}, []
     for impl in impls:
+        if impl == "reference":
+            setups[impl] = reference
+            continue
         common.progress(f"{case.title}: checking {impl}")
-        setup = set_up(case, variant, impl, device)
+        setup = set_up(problem, case.training, impl)
         try:
-            found = failures(results(setup), baseline, oracle)
+            found = gate.failures(setup.results(), baseline, oracle)
         except NotImplementedError as error:
-            print(f"{case.title}: {impl} left out: {error}", file=sys.stderr)
+            common.say(f"{case.title}: {impl} left out: {error}")
             continue
         if found:
             wrong.append(f"{case.title}: {impl} is wrong: " + "; ".join(found))
+            common.say(wrong[-1])
         else:
             setups[impl] = setup
     return setups, wrong
@@ -166,7 +153,17 @@ def measure(
         row, line = _row(case, impl, samples, setups.get(impl), args)
         rows.append(row)
         lines.append(line)
-    columns = ["", "ms", "p20", "p80", "time / limit", "p20-p80", "x reference", "peak MB", "saved MB"]
+    columns = [
+        "",
+        "ms",
+        "p20",
+        "p80",
+        "time / limit",
+        "p20-p80",
+        "x reference",
+        "peak MB",
+        "saved MB",
+    ]
     common.print_table(case.title, columns, lines, common.speeds(samples, probe))
     return rows
 
@@ -286,12 +283,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if args.plot:
+        plots.pyplot()  # before minutes of measuring
     probe = common.probes(args.device)
     rows, wrong = [], []
     for case in cases(args):
         setups, found = checked(case, args.variant, implementations(args), args.device)
-        for failure in found:
-            print(failure, file=sys.stderr)
         wrong += found
         rows += measure(case, setups, probe, args)
         if args.json:
@@ -299,8 +296,6 @@ def main(arguments: list[str] | None = None) -> int:
         if args.csv:
             common.write_csv(args.csv, rows)
     if args.plot:
-        import plots
-
         plots.draw(rows, args.plot)
     return 1 if wrong else 0
 

@@ -54,16 +54,23 @@ Row = dict[str, Any]
 
 # What a run says about itself.
 
-_progress = Console(stderr=True)
-_table = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=False)
+_errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+_output = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def progress(text: str) -> None:
-    """One line on standard error: overwritten on a terminal, appended to a log."""
-    if _progress.is_terminal:
-        _progress.print(f"\x1b[2K{text}", end="\r", markup=False, highlight=False)
+    """What is being done: one line on standard error, overwritten on a terminal."""
+    if _errors.is_terminal:
+        _errors.print(f"\x1b[2K{text}", end="\r", no_wrap=True, overflow="ellipsis")
     else:
-        _progress.print(text, markup=False, highlight=False)
+        _errors.print(text)
+
+
+def say(text: str) -> None:
+    """A line on standard error that stays."""
+    if _errors.is_terminal:
+        text = f"\x1b[2K{text}"
+    _errors.print(text)
 
 
 def device_name(device: torch.device, cuda_graph: bool = False) -> str:
@@ -104,11 +111,11 @@ def time_in_turn(
 ) -> dict[str, list[float]]:
     """Milliseconds per call, one sample a round: every call once in every round, in order.
 
-    Machines drift within seconds, so only samples of the same round may be compared.
+    Machines drift within seconds, so only samples of the same round may be compared. The calls
+    have run before: compiled, and warm.
     """
     repeats = {}
     for name, call in calls.items():
-        call()
         repeats[name] = max(1, math.ceil(SAMPLE_MS / max(_sample(call, 1, device), 1e-3)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -200,11 +207,13 @@ def probes(device: torch.device) -> Probes:
         side, dtype, size = 2048, torch.float32, 1 << 28
     a, b, c = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
     source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.ones_like(source)
+    target = source.clone()
     calls: dict[str, Call] = {
         PRODUCT: lambda: torch.mm(a, b, out=c),
         COPY: lambda: target.copy_(source),
     }
+    for call in calls.values():
+        call()
     return Probes(calls, 2.0 * side**3, 2.0 * size)
 
 
@@ -326,7 +335,9 @@ def print_table(title: str, columns: Sequence[str], lines: list[list[str]], capt
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for line in lines:
         table.add_row(*line)
-    _table.print(table)
+    if _errors.is_terminal:
+        progress("")
+    _output.print(table)
 
 
 def megabytes(nbytes: int | None) -> str:
