@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 
 import rga_fast
-from rga_fast import dispatch, testing
+from rga_fast import testing
 from rga_fast.modules import VARIANTS
 
-COMPILED = "compiled-"
 ORACLE = "float64 reference"
 # Inputs of the chart against n: stage 1 of images from 256x128 to 512x256.
 SIDES = ((64, 32), (80, 40), (96, 48), (112, 56), (128, 64))
@@ -86,8 +85,8 @@ def set_up(problem: gate.Problem, training: bool, impl: str) -> Setup:
     forward: Callable[[Tensor], Tensor] = module
     if impl == ORACLE:
         module, x, dout, mixed = module.double(), x.double(), dout.double(), False
-    module.impl = "reference" if impl == ORACLE else impl.removeprefix(COMPILED)
-    if impl.startswith(COMPILED):
+    module.impl = "reference" if impl == ORACLE else impl.removeprefix(common.COMPILED)
+    if impl.startswith(common.COMPILED):
         forward = torch.compile(module, dynamic=False, fullgraph=True)
     copies = 1 if impl == ORACLE else common.copies_beyond_cache(x.nbytes, x.device)
     inputs = [
@@ -204,7 +203,7 @@ def _row(case, impl, samples, setup, args) -> tuple[common.Row, list[str]]:
     }
     line = [
         impl,
-        *(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in time),
+        *map(common.milliseconds, time),
         f"{to_limit.median:.2f}",
         "" if impl == "limit" else f"{to_limit.p20:.2f}-{to_limit.p80:.2f}",
         "" if to_reference is None else f"{to_reference:.2f}",
@@ -212,15 +211,6 @@ def _row(case, impl, samples, setup, args) -> tuple[common.Row, list[str]]:
         common.megabytes(saved),
     ]
     return common.finish_row(row, args.device, args.cuda_graph), line
-
-
-def implementations(args: argparse.Namespace) -> list[str]:
-    """The names to measure: those asked for, or all that can run here."""
-    if args.impl:
-        return args.impl
-    names = list(dispatch.IMPLEMENTATIONS)
-    compiled = [f"{COMPILED}reference", f"{COMPILED}torch"] if args.compile else []
-    return [*names, *compiled]
 
 
 def cases(args: argparse.Namespace) -> list[Case]:
@@ -240,20 +230,8 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    def listed(*valid: str) -> Callable[[str], list[str]]:
-        def parse_list(text: str) -> list[str]:
-            values = text.split(",")
-            for value in values:
-                if valid and value not in valid:
-                    raise argparse.ArgumentTypeError(
-                        f"expected some of {', '.join(valid)}, got {value!r}"
-                    )
-            return values
-
-        return parse_list
-
     def stages(text: str) -> list[int]:
-        return [int(stage) for stage in listed(*map(str, testing.STAGES))(text)]
+        return [int(stage) for stage in common.listed(*map(str, testing.STAGES))(text)]
 
     description, _, examples = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -264,12 +242,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     cuda = torch.cuda.is_available()
     add = parser.add_argument
     add("--stages", type=stages, default=[1, 2, 3, 4], help="of ResNet-50 at 256x128 (1,2,3,4)")
-    add("--passes", type=listed("eval", "train"), default=["eval", "train"])
+    add("--passes", type=common.listed("eval", "train"), default=["eval", "train"])
     add("--batch", type=int, help="images (8; on a GPU 64; with --plot 2 and 8)")
-    add("--dtype", type=listed(*common.DTYPES), default=["float32"])
-    add("--layout", type=listed("contiguous", "channels_last"), default=["contiguous"])
+    add("--dtype", type=common.listed(*common.DTYPES), default=["float32"])
+    add("--layout", type=common.listed("contiguous", "channels_last"), default=["contiguous"])
     add("--variant", choices=list(VARIANTS), default="sc")
-    add("--impl", type=listed(), help="names, compiled-NAME for torch.compile (all that run here)")
+    add("--impl", type=common.listed(), help="names, compiled-NAME for torch.compile (all that run here)")
     add("--compile", action="store_true", help="with torch.compile of reference and torch")
     add("--rounds", type=int, default=5)
     add("--device", type=torch.device, default=torch.device("cuda" if cuda else "cpu"))
@@ -285,10 +263,13 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if args.plot:
         plots.pyplot()  # before minutes of measuring
+    impls = common.implementations(args.impl)
+    if args.compile:
+        impls += [common.COMPILED + name for name in ("reference", "torch")]
     probe = common.probes(args.device)
     rows, wrong = [], []
     for case in cases(args):
-        setups, found = checked(case, args.variant, implementations(args), args.device)
+        setups, found = checked(case, args.variant, impls, args.device)
         wrong += found
         rows += measure(case, setups, probe, args)
         if args.json:

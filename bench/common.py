@@ -1,5 +1,6 @@
 """What the benchmarks share: timing in turn, the limit, memory, rows and tables."""
 
+import argparse
 import csv
 import functools
 import itertools
@@ -24,6 +25,8 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+import rga_fast  # noqa: E402
+
 FIELDS = (
     "op",
     "impl",
@@ -46,6 +49,7 @@ FIELDS = (
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAMPLE_MS = 30.0  # a sample repeats a call until it lasts about this long
+COMPILED = "compiled-"  # NAME through torch.compile
 PRODUCT, COPY = "(product)", "(copy)"
 
 Call = Callable[[], object]
@@ -101,6 +105,27 @@ def commit() -> str:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def implementations(asked: Sequence[str] | None) -> list[str]:
+    """The implementations that can run here, or those `asked` for.
+
+    Raises:
+        ValueError: for an implementation that does not exist or cannot run here, and why.
+    """
+    entries = {entry.name: entry for entry in rga_fast.implementations()}
+    for name in asked or []:
+        base = name.removeprefix(COMPILED)
+        if base not in entries:
+            raise ValueError(f"--impl: expected some of {', '.join(entries)}, got {name!r}")
+        if not entries[base].available:
+            raise ValueError(f"--impl: {base} is not available: {entries[base].reason}")
+    if asked:
+        return list(asked)
+    for entry in entries.values():
+        if not entry.available:
+            say(f"{entry.name} left out: {entry.reason}")
+    return [entry.name for entry in entries.values() if entry.available]
 
 
 # Time.
@@ -292,6 +317,21 @@ def saved_bytes(call: Call, known: Iterable[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
 
+def listed(*valid: str) -> Callable[[str], list[str]]:
+    """An argument that is a comma-separated list, of any or of `valid` values."""
+
+    def parse(text: str) -> list[str]:
+        values = text.split(",")
+        for value in values:
+            if valid and value not in valid:
+                raise argparse.ArgumentTypeError(
+                    f"expected some of {', '.join(valid)}, got {value!r}"
+                )
+        return values
+
+    return parse
+
+
 def state(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
@@ -338,6 +378,10 @@ def print_table(title: str, columns: Sequence[str], lines: list[list[str]], capt
     if _errors.is_terminal:
         progress("")
     _output.print(table)
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def megabytes(nbytes: int | None) -> str:

@@ -82,16 +82,22 @@ def failures(
 
 
 def _joined(results: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The perceptron of a branch as one vector: some of its tensors are a single number, whose
-    error is a matter of luck, in the baseline too."""
+    """The small tensors of a branch as one vector each: those of its normalisations, those of its
+    perceptron. The error of a few numbers is a matter of luck, in the baseline too."""
     joined: dict[str, list[Tensor]] = {}
     for name, value in results.items():
-        layer, _, rest = name.partition(".")
-        single = "W_" not in layer or not value.is_floating_point()
-        kind = "" if "running" not in rest else ".running"
-        joined.setdefault(name if single else layer + kind, []).append(
-            value if single else value.flatten()
-        )
-    return {
-        name: torch.cat(values) if len(values) > 1 else values[0] for name, values in joined.items()
-    }
+        joined.setdefault(_group(name), []).append(value.flatten())
+    return {name: torch.cat(values) for name, values in joined.items()}
+
+
+def _group(name: str) -> str:
+    layer, _, rest = name.partition(".")
+    owner, _, view = layer.partition("_")
+    if not rest or rest.endswith("tracked"):
+        return name
+    kind = "statistics" if "running" in rest else "gradients"
+    if owner.endswith("W"):
+        return f"{kind} of the {view} perceptron"
+    if kind == "statistics" or rest.startswith("1."):
+        return f"{kind} of the {view} normalisations"
+    return name
