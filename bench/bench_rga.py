@@ -247,7 +247,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--dtype", type=common.listed(*common.DTYPES), default=["float32"])
     add("--layout", type=common.listed("contiguous", "channels_last"), default=["contiguous"])
     add("--variant", choices=list(VARIANTS), default="sc")
-    add("--impl", type=common.listed(), help="names, compiled-NAME for torch.compile (all that run here)")
+    add(
+        "--impl",
+        type=common.listed(),
+        help="names, compiled-NAME for torch.compile (all that run here)",
+    )
     add("--compile", action="store_true", help="with torch.compile of reference and torch")
     add("--rounds", type=int, default=5)
     add("--device", type=torch.device, default=torch.device("cuda" if cuda else "cpu"))

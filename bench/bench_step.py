@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rga_fast import testing
 from rga_fast.modules import VARIANTS
 from rga_fast.reid.losses import reid_losses
-from rga_fast.reid.model import ARCHITECTURES, ReidNet
+from rga_fast.reid.model import ARCHITECTURES, ReidNet, ReidOutput
 
 NONE = "no attention"
 NUM_CLASSES = 751  # of Market-1501
@@ -34,7 +34,7 @@ class Setup(NamedTuple):
     """A network ready to run: shared by the check, the timing and the memory."""
 
     model: ReidNet
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], ReidOutput]
     images: Tensor
     labels: Tensor
     optimiser: torch.optim.Optimizer
@@ -76,8 +76,9 @@ def make_batch(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
 def set_up(args: argparse.Namespace, impl: str, training: bool) -> Setup:
     model = make_model(args, impl).train(training)
     forward = torch.compile(model, dynamic=False) if args.compile else model
-    capturable = {"capturable": True} if args.cuda_graph else {}
-    optimiser = torch.optim.Adam(model.parameters(), lr=3.5e-4, weight_decay=5e-4, **capturable)
+    optimiser = torch.optim.Adam(
+        model.parameters(), lr=3.5e-4, weight_decay=5e-4, capturable=args.cuda_graph
+    )
     autocast = torch.autocast(args.device.type, torch.bfloat16, enabled=args.amp)
     return Setup(model, forward, *make_batch(args), optimiser, autocast)
 

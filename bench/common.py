@@ -292,7 +292,7 @@ def peak_bytes(call: Call, device: torch.device) -> int:
     ) as profile:
         result = call()
     del result
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profile.profiler.kineto_results.events()
     memory = sorted(
         (event.start_ns(), index, event.nbytes())
         for index, event in enumerate(events)

@@ -48,13 +48,13 @@ def move_off_kinks(module: rga_fast.RGA, x: Tensor) -> None:
     trial = copy.deepcopy(module).double()
     trial.impl = "torch"
 
-    def into_gap(norm: nn.Module, _: object, out: Tensor) -> Tensor:
+    def into_gap(norm: nn.BatchNorm2d, _: object, out: Tensor) -> Tensor:
         values = out.transpose(0, 1).flatten(1).sort(dim=1).values  # (rows, B * n)
         middles, gaps = (values[:, 1:] + values[:, :-1]) / 2, values.diff(dim=1)
         far = middles.abs() > values.std(dim=1, keepdim=True) / 4
         widest = gaps.masked_fill(far, -1).argmax(dim=1, keepdim=True)
         shift = -middles.gather(1, widest).squeeze(1)
-        norm.bias.add_(shift)
+        norm.bias += shift
         return out + shift.view(-1, 1, 1)
 
     for layer in trial.modules():
