@@ -108,24 +108,33 @@ def commit() -> str:
 
 
 def implementations(asked: Sequence[str] | None) -> list[str]:
-    """The implementations that can run here, or those `asked` for.
-
-    Raises:
-        ValueError: for an implementation that does not exist or cannot run here, and why.
-    """
-    entries = {entry.name: entry for entry in rga_fast.implementations()}
+    """The implementations that can run here, or those `asked` for; exits with the reason where one
+    that was asked for cannot run."""
+    entries = {entry.name: entry for entry in _entries()}
     for name in asked or []:
         base = name.removeprefix(COMPILED)
         if base not in entries:
-            raise ValueError(f"--impl: expected some of {', '.join(entries)}, got {name!r}")
+            raise SystemExit(f"--impl: expected some of {', '.join(entries)}, got {name!r}")
         if not entries[base].available:
-            raise ValueError(f"--impl: {base} is not available: {entries[base].reason}")
+            raise SystemExit(f"--impl: {base} is not available: {entries[base].reason}")
     if asked:
         return list(asked)
     for entry in entries.values():
         if not entry.available:
             say(f"{entry.name} left out: {entry.reason}")
     return [entry.name for entry in entries.values() if entry.available]
+
+
+def _entries() -> list[Any]:
+    if hasattr(rga_fast, "implementations"):
+        return rga_fast.implementations()
+    return [Entry(name, True, "") for name in rga_fast.dispatch.IMPLEMENTATIONS]
+
+
+class Entry(NamedTuple):
+    name: str
+    available: bool
+    reason: str
 
 
 # Time.

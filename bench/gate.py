@@ -54,7 +54,7 @@ def move_off_kinks(module: rga_fast.RGA, x: Tensor) -> None:
         far = middles.abs() > values.std(dim=1, keepdim=True) / 4
         widest = gaps.masked_fill(far, -1).argmax(dim=1, keepdim=True)
         shift = -middles.gather(1, widest).squeeze(1)
-        norm.bias += shift
+        norm.bias.data += shift
         return out + shift.view(-1, 1, 1)
 
     for layer in trial.modules():
