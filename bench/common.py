@@ -88,6 +88,12 @@ def device_name(device: torch.device, cuda_graph: bool = False) -> str:
     return f"{_cpu_name()} ({instructions}), {threads} thread{plural}"
 
 
+def results_folder(device: torch.device) -> Path:
+    """Where the results of this machine are kept: `bench/results/` and its public name."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return ROOT / "bench" / "results" / slug
+
+
 def _cpu_name() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
@@ -395,3 +401,7 @@ def milliseconds(value: float) -> str:
 
 def megabytes(nbytes: int | None) -> str:
     return "" if nbytes is None else f"{nbytes / 1e6:.1f}"
+
+
+if __name__ == "__main__":
+    print(results_folder(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
