@@ -186,6 +186,7 @@ def _check_features(query: Tensor, gallery: Tensor) -> None:
 
 
 def _labels(name: str, values: Labels, features: Tensor) -> Tensor:
+    values = values if isinstance(values, Tensor) else np.array(values)  # a copy: may be read-only
     labels = torch.as_tensor(values, device=features.device)
     if labels.shape != features.shape[:1] or labels.is_floating_point() or labels.is_complex():
         raise ValueError(

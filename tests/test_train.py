@@ -1,0 +1,241 @@
+"""A training run from files to numbers, and what bad input gets."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from rga_fast import cli
+from rga_fast.reid.checkpoint import load_checkpoint
+from rga_fast.reid.config import RECIPES, Config, parse_assignments
+from rga_fast.reid.train import learning_rate
+
+SMALL = (
+    "--recipe=small epochs=2 height=32 width=16 base_width=8 identities_per_batch=4 "
+    "images_per_identity=2 checkpoint_every=1"
+).split()
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    """Twelve training and four test identities, each in a colour of its own, under three cameras."""
+    root = tmp_path_factory.mktemp("market")
+    rng = np.random.default_rng(0)
+    folders = {"bounding_box_train": range(1, 13), "query": range(20, 24)}
+    folders["bounding_box_test"] = folders["query"]
+    for folder, identities in folders.items():
+        (root / folder).mkdir()
+        for identity in identities:
+            colour = np.random.default_rng(identity).integers(0, 256, (1, 1, 3))
+            for camera in (1, 2, 3):
+                pixels = (colour + rng.normal(0, 30, (32, 16, 3))).clip(0, 255).astype("uint8")
+                Image.fromarray(pixels).save(
+                    root / folder / f"{identity:04}_c{camera}s1_{len(folder):06}_00.jpg"
+                )
+    return root
+
+
+def run(*arguments) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def rows(folder, key="loss"):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if key in row]
+
+
+@pytest.fixture(scope="module")
+def trained(market, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    assert run("train", "--fused", "--data", market, "--out", out, *SMALL) == 0
+    return out
+
+
+def test_a_run_leaves_everything_that_traces_it(trained, market):
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["data"] == str(market)
+    assert config["epochs"] == 2
+    assert config["impl"] == "auto"
+    assert set(config) == set(vars(Config()))
+    steps = rows(trained)
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(
+        set(row) == {"step", "epoch", "loss", "loss_id", "loss_triplet", "lr", "images_per_s"}
+        for row in steps
+    )
+    assert all(
+        math.isclose(row["loss"], row["loss_id"] + row["loss_triplet"], rel_tol=1e-5)
+        for row in steps
+    )
+    evaluations = rows(trained, "before_neck")
+    assert [row["epoch"] for row in evaluations] == [0, 2]
+    summary = json.loads((trained / "summary.json").read_text())
+    for moment, row in zip(("before", "after"), evaluations, strict=True):
+        for feature in ("before_neck", "after_neck"):
+            assert summary[moment][feature] == row[feature]
+            assert 0 < row[feature]["mAP"] <= 1
+    assert summary["before"] != summary["after"]
+
+
+def test_the_same_seed_gives_the_same_losses(trained, market, tmp_path):
+    assert run("train", "--fused", "--data", market, "--out", tmp_path / "b", *SMALL) == 0
+    losses = [row["loss"] for row in rows(trained)]
+    assert [row["loss"] for row in rows(tmp_path / "b")] == losses
+    assert (
+        run("train", "--fused", "--seed=1", "--data", market, "--out", tmp_path / "c", *SMALL) == 0
+    )
+    assert [row["loss"] for row in rows(tmp_path / "c")] != losses
+
+
+def test_reference_and_fused_start_alike(trained, market, tmp_path):
+    assert run("train", "--data", market, "--out", tmp_path / "r", *SMALL) == 0
+    assert load_checkpoint(tmp_path / "r/checkpoints/last.pt").config.impl == "reference"
+    for expected, row in zip(rows(trained)[:2], rows(tmp_path / "r")[:2], strict=True):
+        assert math.isclose(expected["loss"], row["loss"], rel_tol=1e-3)
+
+
+def test_resume_equals_a_run_never_interrupted(trained, market, tmp_path):
+    out = tmp_path / "resumed"
+    common = ["train", "--fused", "--data", market, "--out", out]
+
+    class Killed(BaseException):
+        pass
+
+    def die_in_the_second_epoch(*_):
+        if len(rows(out)) == 4:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.optim.Adam, "step", _before(torch.optim.Adam.step, die_in_the_second_epoch)
+        )
+        with pytest.raises(Killed):
+            run(*common, *SMALL)
+    assert load_checkpoint(out / "checkpoints/last.pt").epoch == 1
+    assert run(*common, "--resume", "auto") == 0
+    assert [r["loss"] for r in rows(out)] == [r["loss"] for r in rows(trained)]
+    assert rows(out, "before_neck") == rows(trained, "before_neck")
+
+
+def _before(function, hook):
+    def wrapped(*args, **kwargs):
+        hook()
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def test_evaluate_gives_the_numbers_of_the_run_again(trained, market, tmp_path):
+    from safetensors import safe_open
+
+    files = ["--json", tmp_path / "e.json", "--features", tmp_path / "f.safetensors"]
+    checkpoint = trained / "checkpoints/last.pt"
+    assert run("evaluate", checkpoint, "--data", market, *files) == 0
+    summary = json.loads((trained / "summary.json").read_text())
+    assert json.loads((tmp_path / "e.json").read_text()) == summary["after"]
+    with safe_open(tmp_path / "f.safetensors", "pt") as saved:
+        assert saved.get_tensor("query_before_neck").shape == (12, 64)
+        assert saved.get_tensor("gallery_identities").tolist() == sorted([20, 21, 22, 23] * 3)
+        paths = json.loads(saved.metadata()["gallery_paths"])
+    assert paths[0] == "bounding_box_test/0020_c1s1_000017_00.jpg"
+
+
+def test_learning_rates_of_the_recipes():
+    paper, small = RECIPES["paper"], RECIPES["small"]
+    assert learning_rate(paper, 0) == pytest.approx(8e-6)
+    assert learning_rate(paper, 20) == pytest.approx(8e-4)
+    assert learning_rate(paper, 80) == pytest.approx(4e-4)
+    assert learning_rate(paper, 599) == pytest.approx(8e-4 / 2**8)
+    assert learning_rate(small, small.epochs - 1, 1.0) == pytest.approx(0.0, abs=1e-12)
+    assert learning_rate(small, 2) == pytest.approx(small.learning_rate)
+
+
+def test_assignments():
+    fields = parse_assignments(["epochs=5", "stages=1,2", "learning_rate=1e-3", "variant=null"])
+    config = Config().replace(**fields)
+    assert (config.epochs, config.stages) == (5, (1, 2))
+    assert (config.learning_rate, config.variant) == (1e-3, None)
+    assert parse_assignments(["milestones=3"]) == {"milestones": [3]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["epohcs=3"], "unknown field 'epohcs'; did you mean 'epochs'?"),
+        (["epochs=many"], "epochs must be int, got 'many'"),
+        (["epochs=0"], "epochs must be a positive integer, got 0"),
+        (["cache_images=3"], "cache_images must be bool, got 3"),
+        (["arch=resnet19"], "arch must be one of 'resnet18'"),
+        (["impl=fast"], "impl must be one of 'auto'"),
+        (["epochs"], "expected field=value, got 'epochs'"),
+        (["identities_per_batch=64"], "takes 64 identities, but the training images show only 12"),
+        (["device=tpu7"], "device 'tpu7' cannot be used"),
+        (["--pretrained=missing.pth"], "no file with pretrained weights at missing.pth"),
+        (["--resume=missing.pt"], "no checkpoint at missing.pt"),
+    ],
+)
+def test_bad_options_are_told_and_leave_nothing(arguments, message, market, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("train", "--data", market, "--out", out, *SMALL, *arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not (out / "metrics.jsonl").exists()
+
+
+def test_bad_folders(market, tmp_path, capsys):
+    assert run("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "a", *SMALL) == 1
+    assert "nowhere" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert run("train", "--data", tmp_path / "empty", "--out", tmp_path / "a", *SMALL) == 1
+    assert "found an empty folder" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").write_text("")
+    assert run("train", "--data", market, "--out", tmp_path / "file" / "run", *SMALL) == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_a_damaged_image_is_named_and_nothing_is_written(market, tmp_path, capsys):
+    import shutil
+
+    root = tmp_path / "market"
+    shutil.copytree(market, root)
+    damaged = sorted((root / "bounding_box_train").iterdir())[3]
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    assert run("train", "--data", root, "--out", tmp_path / "out", *SMALL) == 1
+    assert damaged.name in capsys.readouterr().err
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_a_run_is_never_overwritten(trained, market, capsys):
+    before = (trained / "metrics.jsonl").read_bytes()
+    assert run("train", "--data", market, "--out", trained, *SMALL) == 1
+    assert "holds a run already" in capsys.readouterr().err
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_foreign_checkpoints(trained, market, tmp_path, capsys):
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"weight": torch.zeros(3)}, foreign)
+    assert run("evaluate", foreign, "--data", market) == 1
+    assert "not a checkpoint written by rga-fast train" in capsys.readouterr().err
+    foreign.write_bytes((trained / "checkpoints/last.pt").read_bytes()[:1000])
+    assert run("evaluate", foreign, "--data", market) == 1
+    assert "damaged, or not a checkpoint" in capsys.readouterr().err
+    saved = torch.load(trained / "checkpoints/last.pt", weights_only=True)
+    saved["config"]["base_width"] = 12
+    torch.save(saved, foreign)
+    assert run("evaluate", foreign, "--data", market) == 1
+    assert "weights of another architecture" in capsys.readouterr().err
+    resumed = ["train", "--resume", trained / "checkpoints/last.pt", "--data", market, "margin=0.5"]
+    assert run(*resumed, "--out", tmp_path / "x") == 1
+    assert "these fields differ: margin (0.3 there)" in capsys.readouterr().err
+
+
+def test_info_names_every_implementation(capsys):
+    assert run("info") == 0
+    text = capsys.readouterr().out
+    for word in ("reference", "torch", "cpu", "float32"):
+        assert word in text
