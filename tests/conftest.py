@@ -1,11 +1,6 @@
-import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
+def pytest_configure() -> None:
     """Maps this small gain nothing from threads, and lose much where tests run side by side."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

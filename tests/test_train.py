@@ -14,15 +14,21 @@ from rga_fast.reid.checkpoint import load_checkpoint
 from rga_fast.reid.config import RECIPES, Config, parse_assignments
 from rga_fast.reid.train import learning_rate
 
-SMALL = (
-    "--recipe=small epochs=2 height=32 width=16 base_width=8 identities_per_batch=4 "
-    "images_per_identity=2 checkpoint_every=1"
-).split()
+SMALL = [
+    "--recipe=small",
+    "epochs=2",
+    "height=32",
+    "width=16",
+    "base_width=8",
+    "identities_per_batch=4",
+    "images_per_identity=2",
+    "checkpoint_every=1",
+]
 
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
-    """Twelve training and four test identities, each in a colour of its own, under three cameras."""
+    """Twelve training and four test identities in their own colours, under three cameras."""
     root = tmp_path_factory.mktemp("market")
     rng = np.random.default_rng(0)
     folders = {"bounding_box_train": range(1, 13), "query": range(20, 24)}

@@ -221,12 +221,18 @@ def evaluate(model: ReidNet, evaluation: EvalData, config: Config, device: torch
 
 def learning_rate(config: Config, epoch: int, fraction: float = 0.0) -> float:
     """The rate in epoch `epoch` (from 0). "step" changes it between epochs, as published; "cosine"
-    with every step, `fraction` of the epoch being done."""
-    warm = {"start": config.warmup_start, "warmup": config.warmup_epochs}
-    base = config.learning_rate
+    with every step, `fraction` of the epoch being done, and warms up for half of the run at most,
+    so that a short trial needs no other fields."""
+    base, start, warmup = config.learning_rate, config.warmup_start, config.warmup_epochs
     if config.schedule == "step":
-        return step_rate(epoch, base=base, milestones=config.milestones, **warm)
-    return cosine_rate(epoch + fraction, epochs=config.epochs, base=base, **warm)
+        return step_rate(epoch, base=base, start=start, warmup=warmup, milestones=config.milestones)
+    return cosine_rate(
+        epoch + fraction,
+        epochs=config.epochs,
+        base=base,
+        start=start,
+        warmup=min(warmup, config.epochs / 2),
+    )
 
 
 def open_training_data(config: Config) -> ReidData:
