@@ -135,10 +135,10 @@ def _layers(
     empty = weights[0].new_empty(0)
     fields = (
         weights,
-        [w.new_ones(len(w)) if n.weight is None else n.weight for w, n in zip(weights, norms)],
-        [w.new_zeros(len(w)) if n.bias is None else n.bias for w, n in zip(weights, norms)],
-        [empty if b else cast(Tensor, n.running_mean) for n, b in zip(norms, batch)],
-        [empty if b else cast(Tensor, n.running_var) for n, b in zip(norms, batch)],
+        [w.new_ones(len(w)) if n.weight is None else n.weight for w, n in zip(weights, norms, strict=True)],
+        [w.new_zeros(len(w)) if n.bias is None else n.bias for w, n in zip(weights, norms, strict=True)],
+        [empty if b else cast(Tensor, n.running_mean) for n, b in zip(norms, batch, strict=True)],
+        [empty if b else cast(Tensor, n.running_var) for n, b in zip(norms, batch, strict=True)],
     )
     return Layers(*(tuple(t if t.dtype == dtype else t.to(dtype) for t in f) for f in fields))
 
@@ -245,7 +245,7 @@ def _norm(
 
 
 class _Attention(torch.autograd.Function):
-    """(x, plan, *layers) -> out, then what each cut tracks: mean and unbiased variance (2, rows)."""
+    """(x, plan, *layers) -> out, and what each cut tracks: mean, unbiased variance (2, rows)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: Plan, *tensors: Tensor) -> Any:

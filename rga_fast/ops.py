@@ -24,6 +24,9 @@ strides of `V`, every other tensor is contiguous. Present layers are stacked in 
 dtypes: V, E, Z, out, dout, dE, dV of the map's dtype; everything else of `compute_dtype(V)`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -167,7 +170,7 @@ def _embed_bwd(
     )
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "attention": _attention,
     "embed_fwd": _embed_fwd,
     "relate_fwd": _relate_fwd,
