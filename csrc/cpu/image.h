@@ -200,6 +200,43 @@ T sigmoid(T x) {
   return 1 / (1 + std::exp(-x));
 }
 
+// The attention values of the logits of an image.
+template <class T>
+void attention_values(int64_t n, const Row<T>& row, const T* logit, T* a) {
+  for (int64_t i = 0; i < n; ++i) a[i] = sigmoid((logit[i] - row.mean) * row.scale + row.shift);
+}
+
+// An image times its attention values.
+template <class T>
+void gate(const Nodes& V, const T* image, const T* a, T* out) {
+  if (V.by_rows)
+    passes<T>().scale_columns(V.d, V.n, image, V.n, a, out, V.n);
+  else
+    passes<T>().scale_rows(V.n, V.d, image, a, out);
+}
+
+// The sum of `count` values over images, in their order.
+template <class T>
+void sum_images(int64_t B, int64_t count, const T* values, T* sum) {
+  std::fill_n(sum, count, T(0));
+  for (int64_t b = 0; b < B; ++b) passes<T>().add(count, values + b * count, sum);
+}
+
+// Adds a contiguous (d x n) to an image in the layout of V.
+template <class T, class S>
+void add_nodes(const Nodes& V, const S* values, T* image) {
+  for (int64_t i = 0; i < V.d; ++i)
+    for (int64_t j = 0; j < V.n; ++j)
+      image[V.by_rows ? i * V.n + j : j * V.d + i] += static_cast<T>(values[i * V.n + j]);
+}
+
+inline void check_like(const Nodes& V, const Nodes& other, const Tensor& a, const Tensor& b) {
+  STD_TORCH_CHECK(V.B == other.B && V.d == other.d && V.n == other.n &&
+                      a.scalar_type() == b.scalar_type() &&
+                      (V.by_rows == other.by_rows || V.d == 1 || V.n == 1),
+                  "rga_fast: dout must have the shape, dtype and layout of V");
+}
+
 // Nodes at a time for which `rows` values each stay in half a core's second-level cache.
 inline int64_t block_size(int64_t n, int64_t rows, int64_t element) {
   const int64_t fitting = 262144 / (std::max<int64_t>(rows, 1) * element);
