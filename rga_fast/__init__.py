@@ -6,7 +6,7 @@
 Zhang et al., Relation-Aware Global Attention for Person Re-identification, CVPR 2020.
 """
 
-from rga_fast.dispatch import Choice, choose
+from rga_fast.dispatch import Choice, choose, implementations
 from rga_fast.functional import affinity, attention, relation_embedding
 from rga_fast.modules import RGA, fuse
 from rga_fast.reference import Branch
@@ -19,6 +19,7 @@ __all__ = [
     "attention",
     "choose",
     "fuse",
+    "implementations",
     "relation_embedding",
 ]
 __version__ = "0.1.0"

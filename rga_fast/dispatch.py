@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rga_fast import validation
+from rga_fast import cpp, fused, validation
+from rga_fast.reference import Branch
 
-IMPLEMENTATIONS = ("reference", "torch")
+IMPLEMENTATIONS = ("reference", "torch", "cpp")
 ARGUMENTS = ("auto", *IMPLEMENTATIONS)
 
 
@@ -17,15 +18,44 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(impl: str, x: Tensor) -> Choice:
-    """The implementation that `impl` means for the input `x`.
+class Implementation(NamedTuple):
+    """An implementation, whether it can run on this machine, and what to know about it."""
+
+    name: str
+    available: bool
+    note: str
+
+
+def implementations() -> list[Implementation]:
+    """Every implementation, and for one that is not available, why not."""
+    return [
+        Implementation("reference", True, "the published form, affinity matrix and all"),
+        Implementation("torch", True, "reassociated products in plain PyTorch, on every device"),
+        Implementation("cpp", cpp.ERROR is None, cpp.note()),
+    ]
+
+
+def choose(impl: str, x: Tensor, branch: Branch | None = None) -> Choice:
+    """The implementation that `impl` means for the input `x` (and the layers of `branch`).
 
     A named implementation is taken at its word. "auto" takes the fastest that supports the input.
 
     Raises:
         ValueError: for a name that is none of `ARGUMENTS`.
+        RuntimeError: for a named implementation that was not built; quotes the import error.
+        NotImplementedError: for one that does not support the input; says what it supports.
     """
     validation.check_choice("rga_fast", "impl", impl, ARGUMENTS)
-    if impl != "auto":
+    if impl in ("reference", "torch"):
         return Choice(impl, "asked for by name")
-    return Choice("torch", "reassociated products in plain PyTorch run on every device")
+    problem = cpp.problem(x)
+    if problem is None and branch is not None:
+        problem = fused.unsupported(branch)
+    if impl == "cpp":
+        if problem is not None:
+            error = NotImplementedError if cpp.ERROR is None else RuntimeError
+            raise error(f"rga_fast: impl='cpp' cannot run here: {problem}") from cpp.ERROR
+        return Choice(impl, "asked for by name")
+    if problem is None:
+        return Choice("cpp", "fused C++ operators, the fastest on a CPU")
+    return Choice("torch", f"plain PyTorch runs on every device; not cpp: {problem}")

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from rga_fast import dispatch, reference, validation
+from rga_fast import dispatch, fused, reference, validation
 from rga_fast.reference import Branch, gate, nodes
 
 
@@ -70,9 +70,12 @@ def attention(x: Tensor, branch: Branch, impl: str = "auto") -> Tensor:
     Returns:
         (B, C, H, W), in the layout of `x`.
     """
-    if dispatch.choose(impl, x).impl == "reference":
+    chosen = dispatch.choose(impl, x, branch).impl
+    if chosen == "reference":
         return reference.attention(x, branch)
-    return _attention(x, branch)
+    if chosen == "torch":
+        return _attention(x, branch)
+    return fused.attention(x, branch, chosen)
 
 
 def _relation_embedding(theta: Tensor, phi: Tensor, weight: Tensor) -> Tensor:

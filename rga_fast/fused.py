@@ -1,0 +1,345 @@
+"""A branch of the attention on fused operators (rga_fast/ops.py), with its gradient.
+
+One operator in evaluation. In training the work is cut where batch statistics are needed, and those
+travel between the operators as small tensors: `_merged` and `_means` are the two places where a
+process group takes part.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rga_fast import ops, reference
+from rga_fast.reference import Branch
+
+
+class Plan(NamedTuple):
+    """What a branch consists of. Layers in the order theta, phi, psi, relation, W_1, W_2."""
+
+    namespace: str
+    view: str
+    embeddings: int  # of theta and phi: 2, 1 (theta is phi) or 0 (both are the nodes)
+    relations: bool
+    appearance: bool
+    batch: tuple[bool, ...]  # per layer: normalised by the statistics of the batch
+    eps: tuple[float, ...]
+    group: Any  # the process group that shares batch statistics, or None
+
+    @property
+    def cuts(self) -> tuple[slice, slice, slice, slice]:
+        """The layers normalised at each cut: embeddings, relations, hidden layer, logit."""
+        e = self.embeddings + self.appearance
+        z = e + self.relations
+        return slice(0, e), slice(e, z), slice(z, z + 1), slice(z + 1, z + 2)
+
+
+class Layers(NamedTuple):
+    """The tensors of the layers, in the compute dtype; weights as matrices."""
+
+    weights: tuple[Tensor, ...]
+    scales: tuple[Tensor, ...]
+    shifts: tuple[Tensor, ...]
+    means: tuple[Tensor, ...]  # running statistics, empty where the batch's are used
+    variances: tuple[Tensor, ...]
+
+
+def attention(x: Tensor, branch: Branch, impl: str) -> Tensor:
+    """One branch, (B, C, H, W) -> the same, by the operators of `impl`.
+
+    Differentiable once; statistics are tracked as `torch.nn.BatchNorm2d` tracks them. Layers with
+    a `SyncBatchNorm` in training share their statistics with its process group.
+
+    Raises:
+        ValueError: in training, for a single value per channel.
+        NotImplementedError: for layers that `unsupported` names.
+    """
+    problem = unsupported(branch)
+    if problem is not None:
+        raise NotImplementedError(problem)
+    convolutions, norms = _modules(branch)
+    plan = _plan(impl, branch, norms)
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.contiguous()
+    layers = _layers(convolutions, norms, plan.batch, ops.compute_dtype(x))
+    learnt = [x, *layers.weights, *layers.scales, *layers.shifts]
+    if not any(plan.batch) and not (
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learnt)
+    ):
+        return _evaluate(x, plan, layers)
+    _check_count(x, plan)
+    out, *statistics = _Attention.apply(x, plan, *(t for field in layers for t in field))
+    for cut, stats in zip(plan.cuts, statistics, strict=True):
+        _track(norms[cut], plan.batch[cut], stats if len(x) or plan.group else None)
+    return out
+
+
+def unsupported(branch: Branch) -> str | None:
+    """Why the fused operators cannot run the layers of `branch`; None where they can."""
+    kinds = (nn.Conv2d, _BatchNorm, nn.ReLU)
+    expected = [(layer, kinds) for layer in branch[1:5] if layer is not None]
+    for layer, types in [*expected, (branch.weight, (*kinds, *kinds[:2]))]:
+        steps = list(cast(nn.Sequential, layer))
+        if len(steps) != len(types) or not all(map(isinstance, steps, types)):
+            return (
+                "the fused operators support layers of 1x1 convolution, batch normalisation and "
+                f"ReLU, got {', '.join(type(step).__name__ for step in steps)}"
+            )
+        if any(step.bias is not None for step in steps if isinstance(step, nn.Conv2d)):
+            return "the fused operators support convolutions without bias"
+    return None
+
+
+def _modules(branch: Branch) -> tuple[list[nn.Conv2d], list[_BatchNorm]]:
+    layers: list[Any] = [branch.theta, branch.phi] if branch.relation is not None else []
+    layers = [layer for layer in [*layers, branch.psi, branch.relation] if layer is not None]
+    pairs = [(layer[0], layer[1]) for layer in layers]
+    pairs += [(branch.weight[0], branch.weight[1]), (branch.weight[3], branch.weight[4])]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _plan(impl: str, branch: Branch, norms: Sequence[_BatchNorm]) -> Plan:
+    relations = branch.relation is not None
+    return Plan(
+        ops.namespace(impl),
+        branch.view,
+        embeddings=relations * ((branch.theta is not None) + (branch.phi is not None)),
+        relations=relations,
+        appearance=branch.psi is not None,
+        batch=tuple(norm.training or norm.running_mean is None for norm in norms),
+        eps=tuple(norm.eps for norm in norms),
+        group=_group(norms),
+    )
+
+
+def _group(norms: Sequence[_BatchNorm]) -> Any:
+    """The process group of the synchronised normalisations, if they are training in one."""
+    synchronised = [n for n in norms if isinstance(n, nn.SyncBatchNorm) and n.training]
+    if not synchronised or not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = synchronised[0].process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def _layers(
+    convolutions: Sequence[nn.Conv2d],
+    norms: Sequence[_BatchNorm],
+    batch: Sequence[bool],
+    dtype: torch.dtype,
+) -> Layers:
+    weights = [convolution.weight.flatten(1) for convolution in convolutions]
+    empty = weights[0].new_empty(0)
+    fields = (
+        weights,
+        [w.new_ones(len(w)) if n.weight is None else n.weight for w, n in zip(weights, norms, strict=True)],
+        [w.new_zeros(len(w)) if n.bias is None else n.bias for w, n in zip(weights, norms, strict=True)],
+        [empty if b else cast(Tensor, n.running_mean) for n, b in zip(norms, batch, strict=True)],
+        [empty if b else cast(Tensor, n.running_var) for n, b in zip(norms, batch, strict=True)],
+    )
+    return Layers(*(tuple(t if t.dtype == dtype else t.to(dtype) for t in f) for f in fields))
+
+
+def _check_count(x: Tensor, plan: Plan) -> None:
+    """As batch normalisation itself refuses to learn from one value."""
+    B, C, H, W = x.shape
+    if any(plan.batch) and plan.group is None and B * (H * W if plan.view == "spatial" else C) == 1:
+        raise ValueError(
+            f"RGA: training needs more than 1 value per channel, got a map {(B, C, H, W)} in the "
+            f"{plan.view} branch"
+        )
+
+
+def _track(norms: Sequence[_BatchNorm], batch: Sequence[bool], stats: Tensor | None) -> None:
+    """Running statistics, from mean and unbiased variance (2, rows); None of an empty batch."""
+    start = 0
+    for norm, by_batch in zip(norms, batch, strict=True):
+        rows = slice(start, start := start + norm.num_features)
+        if not (by_batch and norm.training and norm.track_running_stats):
+            continue
+        counter, mean, variance = norm.num_batches_tracked, norm.running_mean, norm.running_var
+        assert counter is not None
+        assert mean is not None
+        assert variance is not None
+        counter.add_(1)
+        if stats is None:
+            continue
+        factor: Any = norm.momentum
+        if factor is None:  # the mean over all batches
+            factor = counter.to(mean.dtype).reciprocal()
+        mean.lerp_(stats[0, rows].to(mean.dtype), factor)
+        variance.lerp_(stats[1, rows].to(variance.dtype), factor)
+
+
+def _evaluate(x: Tensor, plan: Plan, layers: Layers) -> Tensor:
+    kind = (plan.embeddings, plan.relations, plan.appearance)
+    norms = [
+        tensor
+        for four in zip(layers.means, layers.variances, layers.scales, layers.shifts, strict=True)
+        for tensor in four
+    ]
+    operator = getattr(torch.ops, plan.namespace).attention
+    out = operator(reference.nodes(x, plan.view), layers.weights, norms, plan.eps, *kind)
+    return _map(out, x, plan)
+
+
+def _map(V: Tensor, x: Tensor, plan: Plan) -> Tensor:
+    """(B, d, n) as the map it is a view of."""
+    return (V if plan.view == "spatial" else V.transpose(1, 2)).view(x.shape)
+
+
+def _merged(stats: Tensor, count: int, group: Any) -> tuple[Tensor, Any]:
+    """Mean and variance over the batches of all processes, and their count (Chan et al.)."""
+    if group is None:
+        return stats, count
+    mine = torch.cat([stats.new_tensor([count]), stats.flatten().nan_to_num()])
+    every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, mine, group)
+    table = torch.stack(every)
+    counts = table[:, :1]
+    means, variances = table[:, 1:].chunk(2, dim=1)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total
+    variance = (counts * (variances + (means - mean).square())).sum(0) / total
+    return torch.stack([mean, variance]), total
+
+
+def _means(sums: Tensor, count: Any, cut: slice, plan: Plan, layers: Layers) -> Tensor:
+    """The sums of a gradient over all processes, per value; zero for running statistics."""
+    if plan.group is not None:
+        sums = sums.clone()  # what the process saw stays the gradient of its weights
+        dist.all_reduce(sums, group=plan.group)
+    means = sums / count
+    start = 0
+    for layer in range(len(layers.weights))[cut]:
+        stop = start + len(layers.weights[layer])
+        if not plan.batch[layer]:
+            means[:, start:stop] = 0
+        start = stop
+    return means
+
+
+def _norm(
+    stats: Tensor, count: int, cut: slice, plan: Plan, layers: Layers
+) -> tuple[Tensor, Tensor, Any]:
+    """What the layers at a cut are normalised by (4, rows), what they track (2, rows), and the
+    number of values behind it."""
+    total: Any = count
+    if any(plan.batch[cut]):
+        stats, total = _merged(stats, count, plan.group)
+    blocks, start = [], 0
+    for layer in range(len(layers.weights))[cut]:
+        stop = start + len(layers.weights[layer])
+        mean, variance = stats[:, start:stop]
+        if not plan.batch[layer]:
+            mean, variance = layers.means[layer], layers.variances[layer]
+        rstd = torch.rsqrt(variance + plan.eps[layer])
+        blocks.append(torch.stack([mean, rstd, layers.scales[layer], layers.shifts[layer]]))
+        start = stop
+    norm = torch.cat(blocks, dim=1) if blocks else stats.new_empty(4, 0)
+    unbiased = total / (total - 1) if total != 1 else 1.0
+    return norm, torch.stack([stats[0], stats[1] * unbiased]), total
+
+
+class _Attention(torch.autograd.Function):
+    """(x, plan, *layers) -> out, and what each cut tracks: mean, unbiased variance (2, rows)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plan: Plan, *tensors: Tensor) -> Any:
+        op = getattr(torch.ops, plan.namespace)
+        layers = _unflat(tensors)
+        V = reference.nodes(x, plan.view)
+        count = V.shape[0] * V.shape[2]
+        e, z, h, last = plan.cuts
+        psi_rows = len(layers.weights[e.stop - 1]) if plan.appearance else 0
+        kind = (plan.embeddings, psi_rows)
+        weight_e, weight_z = _stacked(layers, e, V), _relation_weight(layers, z, V)
+
+        E, stats = op.embed_fwd(V, weight_e)
+        norm_e, track_e, total = _norm(stats, count, e, plan, layers)
+        PQ, Z, psi, stats = op.relate_fwd(V, E, norm_e, weight_z, *kind)
+        norm_z, track_z, _ = _norm(stats, count, z, plan, layers)
+        hidden, stats = op.hidden_fwd(psi, Z, norm_z, layers.weights[-2])
+        del Z  # the largest of all, and not needed any more
+        norm_h, track_h, _ = _norm(stats, count, h, plan, layers)
+        logit, stats = op.logit_fwd(hidden, norm_h, layers.weights[-1])
+        norm_l, track_l, _ = _norm(stats, count, last, plan, layers)
+        out = op.gate_fwd(V, logit, norm_l)
+
+        ctx.plan, ctx.kind, ctx.total = plan, kind, total
+        ctx.save_for_backward(x, E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l, *tensors)
+        tracked = (track_e, track_z, track_h, track_l)
+        ctx.mark_non_differentiable(*tracked)
+        return _map(out, x, plan), *tracked
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, *_: Any) -> Any:
+        plan, kind, total = ctx.plan, ctx.kind, ctx.total
+        op = getattr(torch.ops, plan.namespace)
+        x, E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l, *tensors = ctx.saved_tensors
+        layers = _unflat(tensors)
+        V = reference.nodes(x, plan.view)
+        dout = reference.nodes(_like(dout, x), plan.view)
+        e, z, h, last = plan.cuts
+        weight_h, weight_l = layers.weights[-2:]
+
+        dlogit, sums_l = op.gate_bwd(dout, V, logit, norm_l)
+        means_l = _means(sums_l, total, last, plan, layers)
+        Z, hidden, dl, dweight_l, sums_h = op.logit_bwd(
+            V, E, norm_e, PQ, psi, norm_z, weight_h, norm_h, weight_l, logit, norm_l,
+            dlogit, means_l, *kind,
+        )  # fmt: skip
+        means_h = _means(sums_h, total, h, plan, layers)
+        dhidden, dweight_h, sums_z = op.hidden_bwd(
+            psi, Z, norm_z, weight_h, hidden, norm_h, means_h, weight_l, dl
+        )
+        del hidden
+        means_z = _means(sums_z, total, z, plan, layers)
+        weight_z = _relation_weight(layers, z, V)
+        dE, dnodes, dweight_z, sums_e = op.relate_bwd(
+            V, E, norm_e, weight_z, PQ, Z, norm_z, means_z, weight_h, dhidden, *kind
+        )
+        del Z, dhidden
+        means_e = _means(sums_e, total, e, plan, layers)
+        need_dV, need_dweight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2:][e])
+        dV, dweight_e = op.embed_bwd(
+            dout, V, logit, norm_l, E, norm_e, means_e, _stacked(layers, e, V), dE, dnodes,
+            need_dV, need_dweight,
+        )  # fmt: skip
+
+        widths = [len(weight) for weight in layers.weights]
+        dweights = dweight_e.split(widths[e]) if need_dweight else [None] * len(widths[e])
+        sums = torch.cat([sums_e, sums_z, sums_h, sums_l], dim=1)
+        dshifts, dscales = (row.split(widths) for row in sums)
+        relation = (dweight_z,) if plan.relations else ()
+        running = (None,) * (2 * len(widths))
+        dx = _map(dV, x, plan) if need_dV else None
+        return (
+            dx, None, *dweights, *relation, dweight_h, dweight_l, *dscales, *dshifts, *running
+        )  # fmt: skip
+
+
+def _unflat(tensors: Sequence[Tensor]) -> Layers:
+    count = len(tensors) // len(Layers._fields)
+    return Layers(*(tuple(tensors[i : i + count]) for i in range(0, len(tensors), count)))
+
+
+def _stacked(layers: Layers, e: slice, V: Tensor) -> Tensor:
+    weights = layers.weights[e]
+    if not weights:
+        return layers.weights[-1].new_empty(0, V.shape[1])
+    return torch.cat(weights) if len(weights) > 1 else weights[0]
+
+
+def _relation_weight(layers: Layers, z: slice, V: Tensor) -> Tensor:
+    weights = layers.weights[z]
+    return weights[0] if weights else layers.weights[-1].new_empty(0, 2 * V.shape[2])
+
+
+def _like(dout: Tensor, x: Tensor) -> Tensor:
+    """`dout` in the layout of `x`."""
+    return dout if dout.stride() == x.stride() else torch.empty_like(x).copy_(dout)
