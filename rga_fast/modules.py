@@ -144,8 +144,8 @@ def fuse(model: nn.Module, impl: str = "auto") -> nn.Module:
     swaps = [
         (parent, name, child)
         for parent in model.modules()
-        for name, child in parent.named_children()
-        if _is_published(child)
+        for name, child in parent._modules.items()  # `named_children` skips repeated ones
+        if child is not None and _is_published(child)
     ]
     if not swaps:
         raise ValueError("fuse: the model holds no RGA_Module")
