@@ -59,9 +59,8 @@ class Setup(NamedTuple):
 
 def make_model(args: argparse.Namespace, impl: str) -> ReidNet:
     torch.manual_seed(0)
-    variant = None if impl == NONE else args.variant
-    options = {} if impl == NONE else {"impl": impl}
-    model = ReidNet(args.arch, NUM_CLASSES, args.size, variant=variant, **options)
+    variant, impl = (None, "auto") if impl == NONE else (args.variant, impl)
+    model = ReidNet(args.arch, NUM_CLASSES, args.size, variant=variant, impl=impl)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     return model.to(device=args.device, memory_format=layout)
 

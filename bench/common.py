@@ -116,31 +116,19 @@ def commit() -> str:
 def implementations(asked: Sequence[str] | None) -> list[str]:
     """The implementations that can run here, or those `asked` for; exits with the reason where one
     that was asked for cannot run."""
-    entries = {entry.name: entry for entry in _entries()}
+    entries = {entry.name: entry for entry in rga_fast.implementations()}
     for name in asked or []:
         base = name.removeprefix(COMPILED)
         if base not in entries:
             raise SystemExit(f"--impl: expected some of {', '.join(entries)}, got {name!r}")
         if not entries[base].available:
-            raise SystemExit(f"--impl: {base} is not available: {entries[base].reason}")
+            raise SystemExit(f"--impl: {base} is not available: {entries[base].note}")
     if asked:
         return list(asked)
     for entry in entries.values():
         if not entry.available:
-            say(f"{entry.name} left out: {entry.reason}")
+            say(f"{entry.name} left out: {entry.note}")
     return [entry.name for entry in entries.values() if entry.available]
-
-
-def _entries() -> list[Any]:
-    if hasattr(rga_fast, "implementations"):
-        return rga_fast.implementations()
-    return [Entry(name, True, "") for name in rga_fast.dispatch.IMPLEMENTATIONS]
-
-
-class Entry(NamedTuple):
-    name: str
-    available: bool
-    reason: str
 
 
 # Time.

@@ -65,39 +65,3 @@ def move_off_kinks(module: rga_fast.RGA, x: Tensor) -> None:
         biases = dict(trial.named_parameters())
         for name, parameter in module.named_parameters():
             parameter.copy_(biases[name])
-
-
-def failures(
-    actual: dict[str, Tensor], baseline: dict[str, Tensor], oracle: dict[str, Tensor]
-) -> list[str]:
-    """What exceeds the error budget of the tests, with the figures."""
-    found = []
-    actual, baseline, oracle = (_joined(results) for results in (actual, baseline, oracle))
-    for name, expected in oracle.items():
-        try:
-            testing.check_budget(actual[name], baseline[name], expected, name)
-        except AssertionError as error:
-            found.append(str(error))
-    return found
-
-
-def _joined(results: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The small tensors of a branch as one vector each: those of its normalisations, those of its
-    perceptron. The error of a few numbers is a matter of luck, in the baseline too."""
-    joined: dict[str, list[Tensor]] = {}
-    for name, value in results.items():
-        joined.setdefault(_group(name), []).append(value.flatten())
-    return {name: torch.cat(values) for name, values in joined.items()}
-
-
-def _group(name: str) -> str:
-    layer, _, rest = name.partition(".")
-    owner, _, view = layer.partition("_")
-    if not rest or rest.endswith("tracked"):
-        return name
-    kind = "statistics" if "running" in rest else "gradients"
-    if owner.endswith("W"):
-        return f"{kind} of the {view} perceptron"
-    if kind == "statistics" or rest.startswith("1."):
-        return f"{kind} of the {view} normalisations"
-    return name

@@ -12,8 +12,8 @@ out=${OUT:-$("$python" bench/common.py)} || exit 1
 mkdir -p "$out"
 
 if [ "${SMALL:-0}" = 1 ]; then
-    rga=(--device cpu --stages 3 --batch 2 --rounds 2)
-    step=(--device cpu --arch resnet18 --size 64x32 --batch 8 --rounds 2)
+    rga=(--device cpu --stages 3 --batch 1 --rounds 1)
+    step=(--device cpu --arch resnet18 --size 32x16 --batch 4 --rounds 1)
 else
     # Replayed from CUDA graphs: the GPU's time, not the time Python takes to launch.
     rga=(--device cuda --dtype bfloat16 --batch 64 --stages 1,4,2,3 --rounds 15 --compile --cuda-graph)
