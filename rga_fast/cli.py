@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(options: argparse.Namespace) -> None:
     from rga_fast.reid.checkpoint import load_checkpoint
     from rga_fast.reid.config import RECIPES, parse_assignments
-    from rga_fast.reid.train import train
+    from rga_fast.reid.train import Terminated, train
 
     resume = _resume_path(options)
     if resume is not None:
@@ -44,7 +45,11 @@ def train(options: argparse.Namespace) -> None:
             fields[name] = getattr(options, name)
     if options.stages is not None:
         fields |= parse_assignments([f"stages={options.stages}"])
-    train(config.replace(**fields), out, resume)
+    try:
+        train(config.replace(**fields), out, resume, restart=options.resume == "auto")
+    except Terminated as stopped:
+        print(f"rga-fast: {stopped}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -138,7 +143,11 @@ def _parser() -> argparse.ArgumentParser:
         help="the fastest implementation; without it the reference runs",
     )
     implementation.add_argument("--impl", choices=dispatch.ARGUMENTS)
-    verb.add_argument("--resume", metavar="PATH", help="a checkpoint, or auto: that of --out")
+    verb.add_argument(
+        "--resume",
+        metavar="PATH",
+        help="a checkpoint, or auto: the newest in --out, if there is one",
+    )
     verb.add_argument("fields", nargs="*", metavar="field=value", help="of the configuration")
 
     verb = _verb(verbs, "evaluate", evaluate, "rank-k, mAP and mINP of a checkpoint")
@@ -170,8 +179,9 @@ def _resume_path(options: argparse.Namespace) -> Path | None:
         return None if options.resume is None else Path(options.resume)
     if options.out is None:
         raise ValueError("--resume auto continues the run in --out DIR, and no --out was given")
-    path = options.out / "checkpoints" / "last.pt"
-    return path if path.exists() else None
+    from rga_fast.reid.checkpoint import latest_checkpoint
+
+    return latest_checkpoint(options.out / "checkpoints")
 
 
 def _told(error: BaseException) -> str:

@@ -135,8 +135,14 @@ def _layers(
     empty = weights[0].new_empty(0)
     fields = (
         weights,
-        [w.new_ones(len(w)) if n.weight is None else n.weight for w, n in zip(weights, norms, strict=True)],
-        [w.new_zeros(len(w)) if n.bias is None else n.bias for w, n in zip(weights, norms, strict=True)],
+        [
+            w.new_ones(len(w)) if n.weight is None else n.weight
+            for w, n in zip(weights, norms, strict=True)
+        ],
+        [
+            w.new_zeros(len(w)) if n.bias is None else n.bias
+            for w, n in zip(weights, norms, strict=True)
+        ],
         [empty if b else cast(Tensor, n.running_mean) for n, b in zip(norms, batch, strict=True)],
         [empty if b else cast(Tensor, n.running_var) for n, b in zip(norms, batch, strict=True)],
     )

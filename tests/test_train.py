@@ -2,6 +2,12 @@
 
 import json
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +16,7 @@ import yaml
 from PIL import Image
 
 from rga_fast import cli
-from rga_fast.reid.checkpoint import load_checkpoint
+from rga_fast.reid.checkpoint import load_checkpoint, save_checkpoint
 from rga_fast.reid.config import RECIPES, Config, parse_assignments
 from rga_fast.reid.train import learning_rate
 
@@ -111,26 +117,98 @@ def test_resume_equals_a_run_never_interrupted(trained, market, tmp_path):
     class Killed(BaseException):
         pass
 
-    def die_in_the_second_epoch(*_):
-        if len(rows(out)) == 4:
-            raise Killed
+    def die():
+        raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            torch.optim.Adam, "step", _before(torch.optim.Adam.step, die_in_the_second_epoch)
-        )
+        patch.setattr(torch.optim.Adam, "step", _at_step(5, die))
         with pytest.raises(Killed):
             run(*common, *SMALL)
-    assert load_checkpoint(out / "checkpoints/last.pt").epoch == 1
+    saved = load_checkpoint(out / "checkpoints/last.pt")
+    assert (saved.epoch, saved.step) == (1, 0)
     assert run(*common, "--resume", "auto") == 0
-    assert [r["loss"] for r in rows(out)] == [r["loss"] for r in rows(trained)]
-    assert rows(out, "before_neck") == rows(trained, "before_neck")
+    assert_same_run(out, trained)
 
 
-def _before(function, hook):
+def test_sigterm_saves_between_two_steps(trained, market, tmp_path):
+    out = tmp_path / "stopped"
+    common = ["train", "--fused", "--data", market, "--out", out]
+
+    def terminate():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", _at_step(2, terminate))
+        with pytest.raises(SystemExit) as stopped:
+            run(*common, *SMALL)
+    assert stopped.value.code == 143
+    saved = load_checkpoint(out / "checkpoints/last.pt")
+    assert (saved.epoch, saved.step) == (0, 2)
+    assert run(*common, "--resume", "auto") == 0
+    assert_same_run(out, trained)
+
+
+def test_a_damaged_checkpoint_is_passed_over(trained, market, tmp_path, capsys):
+    out = tmp_path / "damaged"
+    shutil.copytree(trained, out)
+    last, previous = out / "checkpoints/last.pt", out / "checkpoints/previous.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    common = ["train", "--fused", "--data", market, "--out", out, "--resume", "auto"]
+    with pytest.warns(UserWarning, match="last.pt: damaged"):
+        assert run(*common) == 0
+    assert_same_run(out, trained)
+    last.write_bytes(b"")
+    previous.write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert run(*common) == 1
+    assert "every checkpoint there is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full to play a full disk")
+def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(trained / "checkpoints", folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "last.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(folder, load_checkpoint(folder / "last.pt"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment(trained, market, tmp_path):
+    """Whatever the moment, a new start with --resume auto ends at the losses of the whole run."""
+    out = tmp_path / "killed"
+    program = [sys.executable, "-c", "import torch; torch.set_num_threads(1); import sys; "
+               "from rga_fast.cli import main; sys.exit(main(sys.argv[1:]))"]  # fmt: skip
+    common = ["train", "--fused", "--data", str(market), "--out", str(out)]
+    command = [*program, *common, *SMALL]
+    for steps in (3, 5):
+        process = subprocess.Popen([*command, "--resume", "auto"])
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if (out / "metrics.jsonl").exists() and len(rows(out)) >= steps:
+                process.kill()
+            time.sleep(0.002)
+        process.wait()
+    assert run(*common, *SMALL, "--resume", "auto") == 0
+    assert_same_run(out, trained)
+
+
+def assert_same_run(folder, other):
+    assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(other)]
+    assert rows(folder, "before_neck") == rows(other, "before_neck")
+
+
+def _at_step(count, action):
+    """Adam's step, with `action` called before step number `count`."""
+    step, calls = torch.optim.Adam.step, []
+
     def wrapped(*args, **kwargs):
-        hook()
-        return function(*args, **kwargs)
+        calls.append(None)
+        if len(calls) == count:
+            action()
+        return step(*args, **kwargs)
 
     return wrapped
 
@@ -204,8 +282,6 @@ def test_bad_folders(market, tmp_path, capsys):
 
 
 def test_a_damaged_image_is_named_and_nothing_is_written(market, tmp_path, capsys):
-    import shutil
-
     root = tmp_path / "market"
     shutil.copytree(market, root)
     damaged = sorted((root / "bounding_box_train").iterdir())[3]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,31 +16,69 @@ from rga_fast.reid.config import Config
 from rga_fast.reid.model import ReidNet
 
 FORMAT = "rga_fast checkpoint 1"
+LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint file holds. `epoch`: how many are done."""
+    """What a checkpoint file holds. `epoch` epochs are done, and `step` steps of the next.
+
+    Together with the seed in `config` that is the state of the sampler and of every generator:
+    what a step draws depends on (seed, epoch, step) alone.
+    """
 
     config: Config
     num_classes: int
     epoch: int
+    step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes beside `path`, syncs, renames: at any moment the file is the old or the new one."""
-    partial = path.with_name(path.name + ".partial")
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes `last.pt` in `folder`; what was there becomes `previous.pt`.
+
+    The file is written under another name, synced and renamed: whatever interrupts this, a whole
+    checkpoint is left.
+
+    Raises:
+        OSError: if it cannot be written (a full disk, say); nothing has changed then.
+    """
     fields = checkpoint._asdict() | {"config": dataclasses.asdict(checkpoint.config)}
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **fields}, buffer)
+    last, partial = folder / LAST, folder / f"{LAST}.partial"
     try:
         with partial.open("wb") as file:
-            torch.save({"format": FORMAT, **fields}, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    if last.exists():
+        last.replace(folder / PREVIOUS)
+    partial.replace(last)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run's checkpoint folder; None if there is none at all.
+
+    A damaged one is passed over with a warning.
+
+    Raises:
+        ValueError: if all that are there are damaged.
+    """
+    present = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    for path in present:
+        try:
+            load_checkpoint(path)
+        except ValueError as error:
+            warnings.warn(f"passed over: {error}", stacklevel=2)
+        else:
+            return path
+    if present:
+        raise ValueError(f"{folder}: every checkpoint there is damaged")
+    return None
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

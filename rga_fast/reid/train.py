@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import math
 import platform
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +41,16 @@ from rga_fast.reid.schedule import cosine_rate, make_optimizer, set_learning_rat
 Scores = dict[str, RankMetrics]
 
 
-def train(config: Config, out: Path, resume: Path | None = None) -> dict[str, Any]:
+def train(
+    config: Config, out: Path, resume: Path | None = None, *, restart: bool = False
+) -> dict[str, Any]:
     """Trains a network as `config` says, evaluates it before and after, and keeps it in `out`.
 
     `out` then holds `config.yaml`, `metrics.jsonl` (a row per step and per evaluation),
     `summary.json` and `checkpoints/last.pt`. On the CPU, the same configuration gives the same
-    losses. `resume`: a checkpoint of the same configuration, to continue after its last epoch.
+    losses. `resume`: a checkpoint of the same configuration, to continue behind its last step with
+    the losses of a run that was never interrupted. `restart`: without a checkpoint, a run that is
+    in `out` already begins anew. SIGTERM saves a checkpoint and ends the run.
 
     Returns:
         What `summary.json` holds.
@@ -51,12 +59,13 @@ def train(config: Config, out: Path, resume: Path | None = None) -> dict[str, An
         FileExistsError: if `out` holds a run already, and this one is not its continuation.
         ValueError, OSError: for data, weights or folders that cannot be used; nothing is written
             before all of them are open.
+        Terminated: after SIGTERM.
     """
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
     saved = _resumable(resume, config) if resume is not None else None
-    if saved is None and (out / "metrics.jsonl").exists():
+    if saved is None and not restart and (out / "metrics.jsonl").exists():
         raise FileExistsError(f"{out} holds a run already; choose another folder or --resume it")
 
     data = open_training_data(config)
@@ -91,22 +100,29 @@ def train(config: Config, out: Path, resume: Path | None = None) -> dict[str, An
     console.print(f"run folder: {out}")
     config.save(out / "config.yaml")
 
-    first_epoch = saved.epoch if saved is not None else 0
+    def save(epoch: int, step: int = 0) -> None:
+        weights, moments = model.state_dict(), optimizer.state_dict()
+        state = Checkpoint(config, num_classes, epoch, step, weights, moments)
+        save_checkpoint(out / "checkpoints", state)
+
+    first_epoch, first_step = (saved.epoch, saved.step) if saved is not None else (0, 0)
     steps = len(batches)
-    with MetricsLog(out / "metrics.jsonl", keep=first_epoch * steps) as log:
+    log_path = out / "metrics.jsonl"
+    with sigterm() as stop, MetricsLog(log_path, keep=first_epoch * steps + first_step) as log:
         before: Scores | None = None
         if saved is None:
             before = evaluate(model, evaluation, config, device)
             log.evaluation(0, 0, before)
         for epoch in range(first_epoch, config.epochs):
-            train_epoch(model, optimizer, batches, config, epoch, log)
+            begin = first_step if epoch == first_epoch else 0
+            reached = train_epoch(model, optimizer, batches, config, epoch, begin, log, stop)
+            if stop.is_set():
+                save(epoch, reached)
+                raise Terminated(f"stopped by SIGTERM; --resume auto --out {out} continues")
             done = epoch + 1
             last = done == config.epochs
             if last or done % config.checkpoint_every == 0:
-                state = Checkpoint(
-                    config, num_classes, done, model.state_dict(), optimizer.state_dict()
-                )
-                save_checkpoint(out / "checkpoints" / "last.pt", state)
+                save(done)
             if last or done % config.eval_every == 0:
                 after = evaluate(model, evaluation, config, device)
                 log.evaluation(done, done * steps, after)
@@ -144,15 +160,20 @@ def train_epoch(
     batches: TrainBatches,
     config: Config,
     epoch: int,
+    begin: int,
     log: MetricsLog,
-) -> None:
-    """One pass over the identities; a row of the log per step."""
+    stop: threading.Event,
+) -> int:
+    """The steps of an epoch from `begin` on, a row of the log for each.
+
+    Returns how many of the epoch are done: all, or those before `stop` was set.
+    """
     steps = len(batches)
     model.train()
-    batches.set_epoch(epoch)
+    batches.set_epoch(epoch, begin)
     seen, correct, loss_sum, clock = 0, 0, 0.0, time.perf_counter()
     with progress(f"epoch {epoch + 1}/{config.epochs}", steps) as bar:
-        for step, (images, labels) in enumerate(batches):
+        for step, (images, labels) in enumerate(batches, start=begin):
             rate = learning_rate(config, epoch, step / steps)
             set_learning_rate(optimizer, rate)
             output = model(images)
@@ -191,7 +212,10 @@ def train_epoch(
             note = f"loss {loss_sum / seen:.2f}, accuracy {correct / seen:.0%}"
             note += f", {speed:.0f} images/s, {_duration(left_s)} left"
             bar(step + 1, note=note)
+            if stop.is_set():
+                return step + 1
     console.print(f"epoch {epoch + 1:>3}/{config.epochs}  {note}")
+    return steps
 
 
 def evaluate(model: ReidNet, evaluation: EvalData, config: Config, device: torch.device) -> Scores:
@@ -275,6 +299,24 @@ def describe_network(model: ReidNet, config: Config, device: torch.device) -> st
     probe = torch.empty(1, attention[0].channels, *size, device=device)
     choice = attention[0].choose(probe)
     return f"{line}\nRGA-{config.variant} after stages {stages}: {choice.impl} ({choice.reason})"
+
+
+class Terminated(Exception):
+    """SIGTERM came; the run is saved."""
+
+
+@contextmanager
+def sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, so that a run can end between two steps."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class MetricsLog:
