@@ -238,6 +238,16 @@ def test_seed_epoch_and_step_decide_everything(data):
     assert not torch.equal(torch.stack(other), torch.stack(second))
 
 
+def test_each_step_draws_anew():
+    pixels = np.repeat(np.asarray(photo(size=SIZE))[None], 8, axis=0)
+    labels = np.arange(8)
+    batches = TrainBatches(
+        CachedImages(pixels), labels, IdentitySampler(labels, 2, 2), Augmentation()
+    )
+    first, second, *_ = epoch_of(batches, 0)
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_can_be_left_and_resumed_in_its_middle(data, workers):
     whole = epoch_of(train_batches(data), 4)
