@@ -109,6 +109,7 @@ def test_split_wants_one_identity_per_path():
         Split(Path(), ("a", "b"), np.zeros(3, np.int64), np.zeros(2, np.int64))
 
 
+@pytest.mark.slow
 def test_market_in_full_size(tmp_path):
     """The published counts, on a tree of the published size with made-up names."""
     (tmp_path / "image").touch()
