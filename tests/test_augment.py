@@ -159,6 +159,18 @@ def test_input_is_left_alone():
     assert torch.equal(pixels, before)
 
 
+def test_torch_keeps_its_threads():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        Augmentation()(noise(2), generator())
+        with pytest.raises(RuntimeError):  # draws of another size of image
+            NOTHING.apply(noise(2, (4, 4)), drawn(2, translate=1))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_generator_decides_everything():
     pixels = noise(32)
     torch.manual_seed(0)
