@@ -21,6 +21,19 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 ERASE_ATTEMPTS = 100
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """These passes are so short that a second thread gains nothing, and where others hold the
+    cores, decoding workers above all, waiting for it at each of them costs up to ten times as much.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Draws(NamedTuple):
     """What happens to each of B images. All tensors lie on the CPU and have B rows."""
 
@@ -71,6 +84,7 @@ class Augmentation:
         B, H, W, _ = _check_pixels(pixels)
         return self.apply(pixels, self.draw(B, (H, W), generator))
 
+    @_one_thread()
     def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
         """Draws for `count` images of `size` (height, width)."""
 
@@ -87,18 +101,14 @@ class Augmentation:
             ),
         )
 
+    @_one_thread()
     def apply(self, pixels: Tensor, draws: Draws) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, 3, H, W): what `draws` says, then normalised.
 
         Rectangles are moved image by image, as views, which is faster on a CPU than masks and
         gathers over the batch.
         """
-        _check_pixels(pixels)
-        with _one_thread():
-            return self._apply(pixels, draws)
-
-    def _apply(self, pixels: Tensor, draws: Draws) -> Tensor:
-        H, W = pixels.shape[1:3]
+        _, H, W, _ = _check_pixels(pixels)
         moved = draws.translate.nonzero().flatten()
         pixels = pixels.clone()
         larger = _resize(pixels[moved.to(pixels.device)], self._enlarged((H, W)))
@@ -141,19 +151,6 @@ def normalise(pixels: Tensor) -> Tensor:
     std = torch.tensor(IMAGENET_STD, device=pixels.device)[:, None, None]
     images = pixels.permute(0, 3, 1, 2).contiguous().float()
     return images.mul_(1 / (255 * std)).sub_(mean / std)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """These passes are so short that a second thread gains nothing, and where others hold the
-    cores, decoding workers above all, waiting for it at each of them costs up to ten times as much.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_pixels(pixels: Tensor) -> torch.Size:
