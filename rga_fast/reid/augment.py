@@ -144,6 +144,7 @@ class Augmentation:
         return torch.stack([top, left, height, width], dim=1) * erased[:, None]
 
 
+@_one_thread()
 def normalise(pixels: Tensor) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), contiguous: ImageNet's mean and deviation."""
     _check_pixels(pixels)
