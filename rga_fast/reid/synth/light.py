@@ -1,0 +1,120 @@
+"""Lights what the rasteriser found visible: sun, sky, ground, creases of cloth, cast shadow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from rga_fast.reid.synth.geometry import Array, View, unit
+from rga_fast.reid.synth.raster import Canvas, Part, Surface
+from rga_fast.reid.synth.wardrobe import Colour
+
+FOLD_TILE = 256  # entries of the crease texture, along each side
+
+
+@dataclass(frozen=True)
+class Light:
+    """`direction` points towards the lamp (world axes); colours are gains for red, green, blue."""
+
+    direction: tuple[float, float, float]
+    sun: Colour
+    sky: Colour
+    ground: Colour
+
+
+@cache
+def _creases() -> Array:
+    """A tile of smooth noise, drawn out along the tube, with mean 0 and deviation 1."""
+    rng = np.random.default_rng(20200619)
+    total = np.zeros((FOLD_TILE, FOLD_TILE), np.float32)
+    for cells, weight in ((6, 1.0), (14, 0.8), (30, 0.4)):
+        noise = rng.standard_normal((cells, cells * 2)).astype(np.float32)
+        wide = Image.fromarray(noise).resize((FOLD_TILE, FOLD_TILE), Image.Resampling.BICUBIC)
+        total += weight * np.asarray(wide)
+    return (total - total.mean()) / total.std()
+
+
+def shade(canvas: Canvas, parts: list[Part], view: View, light: Light, scale: float) -> Array:
+    """The picture, (4, H, W) float32 in [0, 1]; the last channel is the coverage.
+
+    `scale` is the number of pixels per metre at the person, for the length of cast shadows.
+    """
+    h, w = canvas.part.shape
+    out = np.zeros((4, h * w), np.float32)
+    where = np.flatnonzero(canvas.part.ravel() >= 0)
+    ids = canvas.part.ravel()[where]
+    order = np.argsort(ids, kind="stable")
+    where, ids = where[order], ids[order]
+    layers = [
+        layer.ravel()[where] for layer in (canvas.v, canvas.side, canvas.front, canvas.along)
+    ]
+    rgb, normals = np.empty((2, 3, len(ids)), np.float32)
+    crease, gloss = np.zeros((2, len(ids)), np.float32)
+    first = np.flatnonzero(np.diff(ids, prepend=-1)).tolist()
+    for begin, end in zip(first, [*first[1:], len(ids)], strict=True):
+        index, run = int(ids[begin]), slice(begin, end)
+        part, (v, side, front, along) = parts[index], (layer[run] for layer in layers)
+        length = np.float32(np.sqrt(((part.b - part.a) ** 2).sum()))
+        surface = Surface(v, v * length, side, front, along)
+        rgb[:, run] = part.paint(surface)
+        _turn(normals[:, run], surface, part.flatness, canvas.frames[index])
+        gloss[run] = part.gloss
+        if part.folds:
+            crease[run] = part.folds * _crease(surface, index)
+    lamp = unit(np.array(light.direction, np.float32))
+    lit = 1 - _hidden(canvas, where, view, lamp, scale)
+    diffuse = np.clip(0.88 * _dot(normals, lamp) + 0.12 + 0.13 * crease, 0, 1) * lit
+    upward = 0.5 + 0.5 * normals[1]
+    open_air = 0.75 + 0.07 * crease + 0.25 * lit
+    half = unit(lamp + unit(view.position))
+    spark = np.clip(_dot(normals, half), 0, 1) ** 24 * (0.04 + gloss) * lit
+    for i in range(3):
+        ambient = (upward * (light.sky[i] - light.ground[i]) + light.ground[i]) * open_air
+        out[i, where] = rgb[i] * (ambient + diffuse * light.sun[i]) + spark * light.sun[i]
+    out[3, where] = 1
+    return out.reshape(4, h, w)
+
+
+def _turn(normals: Array, s: Surface, flatness: float, frame: Array) -> None:
+    """Writes unit normals in world axes. Written out: BLAS results may depend on its threads."""
+    x, y, z = s.side * np.float32(flatness), s.along, s.front
+    size = 1 / np.sqrt(x * x + y * y + z * z + np.float32(1e-6))
+    x, y, z = x * size, y * size, z * size
+    for i in range(3):
+        normals[i] = x * frame[0, i] + y * frame[1, i] + z * frame[2, i]
+
+
+def _dot(vectors: Array, to: Array) -> Array:
+    return vectors[0] * to[0] + vectors[1] * to[1] + vectors[2] * to[2]
+
+
+def _crease(s: Surface, salt: int) -> Array:
+    rows = (s.y * np.float32(150) + np.float32(37 * salt)).astype(np.intp)
+    columns = (s.side * np.float32(45) + np.float32(53 * salt + 200)).astype(np.intp)
+    columns += (s.front > 0) * 97 + (rows >> 1)
+    return _creases().take((rows % FOLD_TILE) * FOLD_TILE + columns % FOLD_TILE)
+
+
+def _hidden(canvas: Canvas, where: np.ndarray, view: View, lamp: Array, scale: float) -> Array:
+    """How much of the lamp the figure hides from its own pixels `where`, 0 to 0.75.
+
+    Looks from every second pixel of the depth map a few steps towards the lamp.
+    """
+    near = canvas.near[::2, ::2]
+    h, w = near.shape
+    cos, sin = np.cos(view.pitch), np.sin(view.pitch)
+    right = float(lamp[0])
+    raised = float(lamp[1] * cos + lamp[2] * sin)
+    closer = float(lamp[1] * sin - lamp[2] * cos)
+    hidden = np.zeros((h, w), np.float32)
+    for metres in (0.05, 0.1, 0.16):
+        dx, dy = round(right * metres * scale / 2), round(-raised * metres * scale / 2)
+        to = slice(max(-dy, 0), min(h, h - dy)), slice(max(-dx, 0), min(w, w - dx))
+        source = slice(max(dy, 0), min(h, h + dy)), slice(max(dx, 0), min(w, w + dx))
+        step = near[source] - near[to] - np.float32(closer * metres)
+        hidden[to] += 0.25 * ((step > 0.012) & (step < 0.5))
+    rows, columns = np.divmod(where, canvas.near.shape[1])
+    return hidden.take((rows >> 1) * w + (columns >> 1))
