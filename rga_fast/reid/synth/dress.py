@@ -44,7 +44,7 @@ def _trunk(look: Look, j: dict[str, Array], frame: Array) -> list[Part]:
     left, up, _ = frame
     puff, h = PUFF[look.top], look.body.height
     cloth = Cloth(look.top_colour, look.top_second, look.pattern, look.pattern_scale)
-    flat = 0.62 * look.body.girth**0.5
+    flat = 0.66 * look.body.girth**0.5
     paint = Torso(cloth, **_closure(look), **_straps(look))
     radii = trunk_radii(look, puff)
     parts = [
@@ -148,26 +148,26 @@ def _legs(look: Look, j: dict[str, Array], frame: Array) -> list[Part]:
         parts.append(Part(heel, toe, (0.024 * h, 0.029 * h, 0.02 * h), left, shoe,
                           (0.0, 0.6, 1.0), 0.85, gloss=0.15))  # fmt: skip
         if trousers:
-            thigh = tuple(r * h * g * wide for r in (0.053, 0.05, 0.041))
+            thigh = tuple(r * h * g * wide for r in (0.036, 0.051, 0.041))
             shin = tuple(r * h * g * wide for r in (0.041, 0.037, 0.031))
             cuff = ankle + 0.012 * h * up
             parts += [
-                Part(hip, knee, thigh, left, leg, (0.0, 0.4, 1.0), folds=0.8),
+                Part(hip, knee, thigh, left, leg, (0.0, 0.3, 1.0), folds=0.8),
                 Part(knee, knee, (0.04 * h * g * wide,) * 2, left, leg, folds=0.8),
                 Part(knee, cuff, shin, left, leg, (0.0, 0.35, 1.0), flat=True, folds=1.1),
             ]
             continue
-        thigh = tuple(r * h * g for r in (0.05, 0.045, 0.034))
+        thigh = tuple(r * h * g for r in (0.036, 0.046, 0.034))
         shin = tuple(r * h * g for r in (0.033, 0.037, 0.021))
         sock = look.soles if look.pattern_scale > 1 and not skirt else look.skin
         parts += [
-            Part(hip, knee, thigh, left, leg, (0.0, 0.4, 1.0)),
+            Part(hip, knee, thigh, left, leg, (0.0, 0.3, 1.0)),
             Part(knee, ankle, shin, left, Plain(look.skin, sock, 0.72), (0.0, 0.35, 1.0)),
         ]
         if look.bottom == "shorts":
             cut = hip + 0.86 * (knee - hip)
-            shorts = tuple(r * h * g for r in (0.056, 0.055, 0.052))
-            parts.append(Part(hip, cut, shorts, left, cloth, (0.0, 0.4, 1.0), flat=True, folds=1.0))
+            shorts = tuple(r * h * g for r in (0.038, 0.055, 0.053))
+            parts.append(Part(hip, cut, shorts, left, cloth, (0.0, 0.35, 1.0), flat=True, folds=1.0))
     return parts
 
 
