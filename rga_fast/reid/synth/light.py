@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -48,22 +49,25 @@ def shade(canvas: Canvas, parts: list[Part], view: View, light: Light, scale: fl
     ids = canvas.part.ravel()[where]
     order = np.argsort(ids, kind="stable")
     where, ids = where[order], ids[order]
-    layers = [
-        layer.ravel()[where] for layer in (canvas.v, canvas.side, canvas.front, canvas.along)
-    ]
-    rgb, normals = np.empty((2, 3, len(ids)), np.float32)
-    crease, gloss = np.zeros((2, len(ids)), np.float32)
+    v, across, bulge, along = (
+        layer.ravel().take(where)
+        for layer in (canvas.v, canvas.across, canvas.bulge, canvas.along)
+    )
+    lengths, flatness, folds, gloss = (
+        np.array(values, np.float32).take(ids)
+        for values in zip(
+            *((math.dist(p.a, p.b), p.flatness, p.folds, p.gloss) for p in parts), strict=True
+        )
+    )
+    cos, sin = canvas.turns.T.take(ids, 1)
+    surface = Surface(v, v * lengths, across * cos + bulge * sin, bulge * cos - across * sin, along)
+    rgb = np.empty((3, len(ids)), np.float32)
     first = np.flatnonzero(np.diff(ids, prepend=-1)).tolist()
     for begin, end in zip(first, [*first[1:], len(ids)], strict=True):
-        index, run = int(ids[begin]), slice(begin, end)
-        part, (v, side, front, along) = parts[index], (layer[run] for layer in layers)
-        length = np.float32(np.sqrt(((part.b - part.a) ** 2).sum()))
-        surface = Surface(v, v * length, side, front, along)
-        rgb[:, run] = part.paint(surface)
-        _turn(normals[:, run], surface, part.flatness, canvas.frames[index])
-        gloss[run] = part.gloss
-        if part.folds:
-            crease[run] = part.folds * _crease(surface, index)
+        some = Surface(*(layer[begin:end] for layer in vars(surface).values()))
+        rgb[:, begin:end] = parts[ids[begin]].paint(some)
+    normals = _normals(surface, flatness, canvas.frames.reshape(-1, 9).T.take(ids, 1))
+    crease = folds * _crease(surface, ids.astype(np.intp))
     lamp = unit(np.array(light.direction, np.float32))
     lit = 1 - _hidden(canvas, where, view, lamp, scale)
     diffuse = np.clip(0.88 * _dot(normals, lamp) + 0.12 + 0.13 * crease, 0, 1) * lit
@@ -78,22 +82,24 @@ def shade(canvas: Canvas, parts: list[Part], view: View, light: Light, scale: fl
     return out.reshape(4, h, w)
 
 
-def _turn(normals: Array, s: Surface, flatness: float, frame: Array) -> None:
-    """Writes unit normals in world axes. Written out: BLAS results may depend on its threads."""
-    x, y, z = s.side * np.float32(flatness), s.along, s.front
+def _normals(s: Surface, flatness: Array, frame: Array) -> Array:
+    """Unit normals (3, N) in world axes. `frame` (9, N) holds each point's side, axis and front.
+
+    Written out: the result of a BLAS product may depend on the number of its threads.
+    """
+    x, y, z = s.side * flatness, s.along, s.front
     size = 1 / np.sqrt(x * x + y * y + z * z + np.float32(1e-6))
     x, y, z = x * size, y * size, z * size
-    for i in range(3):
-        normals[i] = x * frame[0, i] + y * frame[1, i] + z * frame[2, i]
+    return np.stack([x * frame[i] + y * frame[3 + i] + z * frame[6 + i] for i in range(3)])
 
 
 def _dot(vectors: Array, to: Array) -> Array:
     return vectors[0] * to[0] + vectors[1] * to[1] + vectors[2] * to[2]
 
 
-def _crease(s: Surface, salt: int) -> Array:
-    rows = (s.y * np.float32(150) + np.float32(37 * salt)).astype(np.intp)
-    columns = (s.side * np.float32(45) + np.float32(53 * salt + 200)).astype(np.intp)
+def _crease(s: Surface, salt: np.ndarray) -> Array:
+    rows = (s.y * np.float32(150)).astype(np.intp) + 37 * salt
+    columns = (s.side * np.float32(45)).astype(np.intp) + 53 * salt
     columns += (s.front > 0) * 97 + (rows >> 1)
     return _creases().take((rows % FOLD_TILE) * FOLD_TILE + columns % FOLD_TILE)
 

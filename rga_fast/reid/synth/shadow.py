@@ -27,7 +27,7 @@ def shadow_mask(
     y = (y - box[1]) * (height / (box[3] - box[1]))
     per_metre = view.focal * (height / (box[3] - box[1])) / depth.mean(1)
     for part, xs, ys, ppm in zip(parts, x, y, per_metre, strict=True):
-        radius = 0.8 * float(np.mean(part.radius)) * float(ppm)
+        radius = 0.8 * sum(part.radius) / len(part.radius) * float(ppm)
         line = [(float(xs[0]), float(ys[0])), (float(xs[1]), float(ys[1]))]
         draw.line(line, fill=255, width=max(1, round(1.5 * radius)))
         for cx, cy in line:

@@ -205,7 +205,8 @@ def _add_people(
     per_metre = large[0] / (box[3] - box[1]) * camera.view.focal / 7
     picture = shade(canvas, parts, camera.view, light, per_metre)
     k = OVERSAMPLING
-    small = picture.reshape(4, height, k, width, k).sum((2, 4)) / np.float32(k * k)
+    cells = (picture[:, i::k, j::k] for i in range(k) for j in range(k))
+    small = sum(cells) / np.float32(k * k)
     return rgb * (1 - small[3]) + small[:3]
 
 
@@ -222,8 +223,7 @@ def _sense(rgb: Array, sensor: Sensor, rng: np.random.Generator) -> tuple[Image.
     image = image.resize((round(width * keep), round(height * keep)), Image.Resampling.BILINEAR)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     image = image.filter(ImageFilter.GaussianBlur(sensor.blur * float(rng.uniform(0.5, 1.5))))
-    grain = rng.standard_normal((height, width, 1), np.float32) * np.float32(0.8)
-    grain = grain + rng.standard_normal((height, width, 3), np.float32) * np.float32(0.6)
+    grain = rng.standard_normal((height, width, 3), np.float32)
     noisy = np.asarray(image, np.float32) + grain * np.float32(255 * sensor.noise)
     quality = int(rng.integers(*sensor.quality))
     return Image.fromarray(np.clip(noisy + 0.5, 0, 255).astype(np.uint8)), quality
