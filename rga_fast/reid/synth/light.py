@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from rga_fast.reid.synth.geometry import Array, View, unit
-from rga_fast.reid.synth.raster import Canvas, Part, Surface
+from rga_fast.reid.synth.raster import Part, Surface, Visible
 from rga_fast.reid.synth.wardrobe import Colour
 
 FOLD_TILE = 256  # entries of the crease texture, along each side
@@ -38,43 +37,34 @@ def _creases() -> Array:
     return (total - total.mean()) / total.std()
 
 
-def shade(canvas: Canvas, parts: list[Part], view: View, light: Light, scale: float) -> Array:
+def shade(seen: Visible, parts: list[Part], view: View, light: Light, scale: float) -> Array:
     """The picture, (4, H, W) float32 in [0, 1]; the last channel is the coverage.
 
     `scale` is the number of pixels per metre at the person, for the length of cast shadows.
     """
-    h, w = canvas.part.shape
+    h, w = seen.near.shape
     out = np.zeros((4, h * w), np.float32)
-    where = np.flatnonzero(canvas.part.ravel() >= 0)
-    ids = canvas.part.ravel()[where]
-    order = np.argsort(ids, kind="stable")
-    where, ids = where[order], ids[order]
-    v, across, bulge, along = (
-        layer.ravel().take(where)
-        for layer in (canvas.v, canvas.across, canvas.bulge, canvas.along)
-    )
-    lengths, flatness, folds, gloss = (
+    where, ids, surface = seen.where, seen.part, seen.surface
+    if not len(where):
+        return out.reshape(4, h, w)
+    flatness, folds, gloss = (
         np.array(values, np.float32).take(ids)
-        for values in zip(
-            *((math.dist(p.a, p.b), p.flatness, p.folds, p.gloss) for p in parts), strict=True
-        )
+        for values in zip(*((p.flatness, p.folds, p.gloss) for p in parts), strict=True)
     )
-    cos, sin = canvas.turns.T.take(ids, 1)
-    surface = Surface(v, v * lengths, across * cos + bulge * sin, bulge * cos - across * sin, along)
     rgb = np.empty((3, len(ids)), np.float32)
     first = np.flatnonzero(np.diff(ids, prepend=-1)).tolist()
     for begin, end in zip(first, [*first[1:], len(ids)], strict=True):
         some = Surface(*(layer[begin:end] for layer in vars(surface).values()))
         rgb[:, begin:end] = parts[ids[begin]].paint(some)
-    normals = _normals(surface, flatness, canvas.frames.reshape(-1, 9).T.take(ids, 1))
+    normals = _normals(surface, flatness, seen.frames.reshape(-1, 9).T.take(ids, 1))
     crease = folds * _crease(surface, ids.astype(np.intp))
     lamp = unit(np.array(light.direction, np.float32))
-    lit = 1 - _hidden(canvas, where, view, lamp, scale)
+    lit = 1 - _hidden(seen, view, lamp, scale)
     diffuse = np.clip(0.88 * _dot(normals, lamp) + 0.12 + 0.13 * crease, 0, 1) * lit
     upward = 0.5 + 0.5 * normals[1]
     open_air = 0.75 + 0.07 * crease + 0.25 * lit
     half = unit(lamp + unit(view.position))
-    spark = np.clip(_dot(normals, half), 0, 1) ** 24 * (0.04 + gloss) * lit
+    spark = np.clip(_dot(normals, half), 0, 1) ** 16 * (0.04 + gloss) * lit
     for i in range(3):
         ambient = (upward * (light.sky[i] - light.ground[i]) + light.ground[i]) * open_air
         out[i, where] = rgb[i] * (ambient + diffuse * light.sun[i]) + spark * light.sun[i]
@@ -104,12 +94,12 @@ def _crease(s: Surface, salt: np.ndarray) -> Array:
     return _creases().take((rows % FOLD_TILE) * FOLD_TILE + columns % FOLD_TILE)
 
 
-def _hidden(canvas: Canvas, where: np.ndarray, view: View, lamp: Array, scale: float) -> Array:
-    """How much of the lamp the figure hides from its own pixels `where`, 0 to 0.75.
+def _hidden(seen: Visible, view: View, lamp: Array, scale: float) -> Array:
+    """How much of the lamp the figure hides from its own points, 0 to 0.75.
 
     Looks from every second pixel of the depth map a few steps towards the lamp.
     """
-    near = canvas.near[::2, ::2]
+    near = seen.near[::2, ::2]
     h, w = near.shape
     cos, sin = np.cos(view.pitch), np.sin(view.pitch)
     right = float(lamp[0])
@@ -122,5 +112,5 @@ def _hidden(canvas: Canvas, where: np.ndarray, view: View, lamp: Array, scale: f
         source = slice(max(dy, 0), min(h, h + dy)), slice(max(dx, 0), min(w, w + dx))
         step = near[source] - near[to] - np.float32(closer * metres)
         hidden[to] += 0.25 * ((step > 0.012) & (step < 0.5))
-    rows, columns = np.divmod(where, canvas.near.shape[1])
+    rows, columns = np.divmod(seen.where, seen.near.shape[1])
     return hidden.take((rows >> 1) * w + (columns >> 1))

@@ -63,28 +63,47 @@ class Part:
 
 
 @dataclass
-class Canvas:
-    """What is visible at each pixel of an (H, W) picture: `part` is -1 where nothing is.
+class Visible:
+    """What a picture shows, point by point: N points at the pixels `where` of the flat picture.
 
-    `near` is minus the depth in metres; `v` and `along` are those of `Surface`; `across` and
-    `bulge` give the place on the cross-section as the camera sees it. `turns` (P, 2) turns these
-    into `side` and `front`. `frames` (P, 3, 3) holds, per part, the world directions of the
-    cross-section's side, of the axis and of the cross-section's front.
+    `part` (N,) is the part that each point lies on. `frames` (P, 3, 3) holds, per part, the world
+    directions of the cross-section's side, of the axis and of the cross-section's front. `near`
+    (H, W) is minus the depth in metres, `FAR` where nothing is.
+    """
+
+    where: np.ndarray
+    part: np.ndarray
+    surface: Surface
+    frames: Array
+    near: Array
+
+
+@dataclass
+class _Canvas:
+    """A picture under construction. `source` (H, W) points into the joined patches, or is -1.
+
+    A patch is a list of flat arrays over the pixels of a tube's box: position along the tube,
+    place across it, bulge towards the camera, and the component along the axis.
     """
 
     near: Array
-    part: np.ndarray
-    v: Array
-    across: Array
-    bulge: Array
-    along: Array
-    turns: Array
-    frames: Array
+    source: np.ndarray
+    patches: list[tuple[Array, Array, Array, Array]]
+    parts: list[int]
+    points: int = 0
+
+    def add(self, index: int, patch: tuple[Array, ...]) -> np.ndarray:
+        """Remembers the patch of part `index`; returns what to write into `source`."""
+        v, across, bulge, along = patch
+        self.patches.append((v.ravel(), across.ravel(), bulge.ravel(), along.ravel()))
+        self.parts.append(index)
+        start, self.points = self.points, self.points + v.size
+        return np.arange(start, self.points, dtype=np.int32).reshape(v.shape)
 
 
 def rasterise(
     parts: list[Part], view: View, box: tuple[float, float, float, float], size: tuple[int, int]
-) -> Canvas:
+) -> Visible:
     """Draws `parts` as seen in `box` = (left, top, right, bottom) of the frame, at `size` (H, W)."""
     a = np.array([part.a for part in parts], np.float32)
     b = np.array([part.b for part in parts], np.float32)
@@ -103,9 +122,7 @@ def rasterise(
     lean = (1 - flatness**2) * sin * cos / stretch
     turns = np.stack([cos, flatness * sin], 1) / stretch[:, None]
 
-    near = np.full(size, FAR, np.float32)
-    layers = np.zeros((4, *size), np.float32)
-    canvas = Canvas(near, np.full(size, -1, np.int16), *layers, turns=turns, frames=frames)
+    canvas = _Canvas(np.full(size, FAR, np.float32), np.full(size, -1, np.int32), [], [])
     scale = size[1] / (box[2] - box[0]), size[0] / (box[3] - box[1])
     x, y, depth = view.project(np.stack([a, b], 1))
     x, y = (x - box[0]) * np.float32(scale[0]), (y - box[1]) * np.float32(scale[1])
@@ -113,8 +130,30 @@ def rasterise(
     columns = (x, y, depth, per_metre, stretch, lean, slope)
     with np.errstate(invalid="ignore"):  # roots of negative numbers mark what lies outside
         for i, values in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
-            _draw(canvas, i, parts[i], *values)
-    return canvas
+            _draw(canvas, i, parts[i], turns[i], *values)
+    return _collect(canvas, parts, turns, frames)
+
+
+def _collect(canvas: _Canvas, parts: list[Part], turns: Array, frames: Array) -> Visible:
+    """The visible points, in the order of their parts."""
+    source = canvas.source.ravel()
+    where = np.flatnonzero(source >= 0)
+    if not len(where):
+        nothing = np.zeros(0, np.float32)
+        surface = Surface(nothing, nothing, nothing, nothing, nothing)
+        return Visible(where, where, surface, frames, canvas.near)
+    source = source.take(where)
+    sizes = [patch[0].size for patch in canvas.patches]
+    part = np.repeat(np.array(canvas.parts, np.int16), sizes).take(source)
+    order = np.argsort(part, kind="stable")
+    where, source, part = where.take(order), source.take(order), part.take(order)
+    v, across, bulge, along = (
+        np.concatenate(layer).take(source) for layer in zip(*canvas.patches, strict=True)
+    )
+    lengths = np.array([math.dist(p.a, p.b) for p in parts], np.float32).take(part)
+    cos, sin = turns.T.take(part, 1)
+    surface = Surface(v, v * lengths, across * cos + bulge * sin, bulge * cos - across * sin, along)
+    return Visible(where, part, surface, frames, canvas.near)
 
 
 def _units(vectors: Array, default: tuple[float, float, float]) -> Array:
@@ -129,9 +168,10 @@ def _cross(p: Array, q: Array) -> Array:
 
 
 def _draw(
-    canvas: Canvas,
+    canvas: _Canvas,
     index: int,
     part: Part,
+    turn: Array,
     x: list[float],
     y: list[float],
     depth: list[float],
@@ -160,7 +200,7 @@ def _draw(
     py = np.arange(y0 - y[0], y1 - y[0] - 0.5, dtype=np.float32)[:, None] / np.float32(length)
     t = px * np.float32(dx / length) + py * np.float32(dy / length)
     s = px * np.float32(dy) - py * np.float32(dx)
-    v = np.minimum(np.maximum(t, 0), 1)
+    v = t.clip(0, 1)
     if len(radii) == 2:
         radius = v * np.float32(radii[1] - radii[0]) + np.float32(radii[0])
     else:
@@ -168,30 +208,32 @@ def _draw(
         radius = table.take((v * np.float32(STEPS - 1)).astype(np.intp))
     s /= radius
     bulge = 1 - s * s
-    along = 0
-    if not part.flat:
+    exists = None
+    if part.flat:
+        along = np.zeros_like(v)
+        np.sqrt(bulge, out=bulge)
+        drop = bulge * np.float32(dip / length)
+        exists = (t >= -np.abs(drop)) & (t - drop <= 1)
+        v = np.maximum(t - drop, 0)
+    else:
         along = (t - v) * np.float32(length) / radius
         bulge -= along * along
-    np.sqrt(bulge, out=bulge)
-    visible = True
-    if part.flat:
-        drop = bulge * np.float32(dip / length)
-        visible = (t >= -np.abs(drop)) & (t - drop <= 1)
-        v = np.maximum(t - drop, 0)
+        np.sqrt(bulge, out=bulge)
     if part.square:
         np.sqrt(bulge, out=bulge)
-    lift = s * np.float32(lean) + bulge * np.float32(part.flatness / stretch)
-    lift *= radius
-    near = lift * np.float32(2 / (per_metre[0] + per_metre[1]))
+    near = (s * np.float32(lean) + bulge * np.float32(part.flatness / stretch)) * radius
+    near *= np.float32(2 / (per_metre[0] + per_metre[1]))
     near -= v * np.float32(depth[1] - depth[0]) + np.float32(depth[0])
-    window = (slice(y0, y1), slice(x0, x1))
-    visible &= near > canvas.near[window]
     if part.keep is not None:
-        cos, sin = canvas.turns[index]
-        side, front = s * cos + bulge * sin, bulge * cos - s * sin
-        around = np.broadcast_to(along, v.shape)
-        visible &= part.keep(Surface(v, v * math.dist(part.a, part.b), side, front, around))
-    values = (near, index, v, s, bulge, along)
-    layers = (canvas.near, canvas.part, canvas.v, canvas.across, canvas.bulge, canvas.along)
-    for layer, value in zip(layers, values, strict=True):
-        np.copyto(layer[window], value, where=visible, casting="unsafe")
+        side, front = s * turn[0] + bulge * turn[1], bulge * turn[0] - s * turn[1]
+        kept = part.keep(Surface(v, v * math.dist(part.a, part.b), side, front, along))
+        exists = kept if exists is None else exists & kept
+    window = (slice(y0, y1), slice(x0, x1))
+    visible = near > canvas.near[window]
+    if exists is not None:
+        visible &= exists
+        near = np.where(visible, near, np.float32(FAR))
+    # Outside the tube `near` is not a number, which fmax passes over.
+    np.fmax(canvas.near[window], near, out=canvas.near[window])
+    source = canvas.add(index, (v, s, bulge, along))
+    np.copyto(canvas.source[window], source, where=visible)

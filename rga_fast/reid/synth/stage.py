@@ -79,12 +79,12 @@ class Stage:
             mask = shadow_mask(parts, self.view, self.light.direction, box, (height, width))
             soft = Image.fromarray(mask).filter(ImageFilter.GaussianBlur(2.5))
             self.rgb *= 1 - np.float32(shadow / 255) * np.asarray(soft, np.float32)
-        canvas = rasterise(parts, self.view, box, (height, width))
-        picture = shade(canvas, parts, self.view, self.light, self.view.focal / 8)
-        front = (picture[3] > 0) & (canvas.near > self.near)
+        seen = rasterise(parts, self.view, box, (height, width))
+        picture = shade(seen, parts, self.view, self.light, self.view.focal / 8)
+        front = seen.near > self.near
         for channel, values in zip(self.rgb, picture[:3], strict=True):
             np.copyto(channel, values, where=front)
-        np.copyto(self.near, canvas.near, where=front)
+        np.copyto(self.near, seen.near, where=front)
 
     def fog(self, colour: tuple[float, float, float], metres: float) -> None:
         """Fades what is far towards `colour`, by half at about `metres`."""
