@@ -263,7 +263,7 @@ def open_training_data(config: Config) -> ReidData:
     """The data set of a configuration; the synthetic one is written first where it is missing."""
     if config.data is not None:
         return open_dataset(config.data)
-    from rga_fast.reid.synth import cached_dataset
+    from rga_fast.reid.synth.cached import cached_dataset
 
     with progress("drawing the synthetic data set") as bar:
         return open_dataset(cached_dataset(bar))

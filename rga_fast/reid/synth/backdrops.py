@@ -76,11 +76,16 @@ def street(stage: Stage) -> None:
 
     stage.plane("y", 0, ground)
     for i, low in enumerate((-30.0, -9.5, 1.5, 13.0)):
+
         def front(x: Array, y: Array, i: int = i) -> Array:
             return facade(x, y, walls[i % 3], (2.6, 3.1, 2.2, 2.9)[i], 3.1, 0.12, i)
 
         stage.plane("z", 20.5 + 0.3 * (i % 2), front, (low, low + (20.5, 11, 11.5, 20)[i], 0, 11))
-    for x, colour in ((-6.6, (0.5, 0.1, 0.1)), (-1.4, (0.62, 0.64, 0.66)), (4.1, (0.12, 0.18, 0.3))):
+    for x, colour in (
+        (-6.6, (0.5, 0.1, 0.1)),
+        (-1.4, (0.62, 0.64, 0.66)),
+        (4.1, (0.12, 0.18, 0.3)),
+    ):
         stage.tubes(car(x, 10.9, colour))
     stage.tubes(tree(rng, -3.9, 9.9, GREENS[0], 5.2) + tree(rng, 7.6, 18.6, GREENS[1], 6.0))
     stage.tubes(lamp_post(1.55, 9.3, (0.16, 0.19, 0.18)) + bin_(2.9, 9.2, (0.16, 0.25, 0.2)))
@@ -102,7 +107,9 @@ def plaza(stage: Stage) -> None:
 
     stage.plane("y", 0, ground)
     stage.plane("z", 27, offices, (-40, 3, 0, 14))
-    stage.plane("z", 31, lambda x, y: facade(x, y, (0.5, 0.4, 0.34), 2.8, 3.2, 0.1, 8), (5, 60, 0, 12))
+    stage.plane(
+        "z", 31, lambda x, y: facade(x, y, (0.5, 0.4, 0.34), 2.8, 3.2, 0.1, 8), (5, 60, 0, 12)
+    )
     stone = (0.6, 0.58, 0.54)
     for x, z, width in ((-3.7, 11.5, 0.8), (3.4, 14.5, 0.9), (-8.0, 17.0, 1.0), (2.35, 6.9, 0.55)):
         stage.tubes(planter(rng, x, z, width, stone, GREENS[1]))
@@ -135,7 +142,9 @@ def corridor(stage: Stage) -> None:
             rgb = choose(y < 0.12, tinted((0.25, 0.24, 0.23), value), rgb)
             at = (z + shift) % 4.4
             rgb = choose((at < 1.14) & (y < 2.2), tinted((0.62, 0.6, 0.56), value), rgb)
-            rgb = choose((at > 0.07) & (at < 1.07) & (y < 2.12), tinted((0.42, 0.3, 0.2), value), rgb)
+            rgb = choose(
+                (at > 0.07) & (at < 1.07) & (y < 2.12), tinted((0.42, 0.3, 0.2), value), rgb
+            )
             poster = (at > 2.1) & (at < 2.9) & (y > 1.3) & (y < 2.3)
             sheet = np.stack([cell_noise(z + shift, y * 0 + 1, salt) for salt in (1, 2, 3)])
             rgb = choose(poster, (0.3 + 0.6 * sheet) * value, rgb)
@@ -156,7 +165,9 @@ def corridor(stage: Stage) -> None:
         return choose(glass, tinted((0.75, 0.85, 0.9), np.ones_like(x)), rgb)
 
     stage.plane("z", end, far_doors, (-half, half, 0, height))
-    stage.tubes(post(2.0, 8.2, 0.8, 0.2, (0.3, 0.3, 0.32)) + post(-2.05, 12.5, 1.0, 0.18, (0.5, 0.1, 0.1)))
+    stage.tubes(
+        post(2.0, 8.2, 0.8, 0.2, (0.3, 0.3, 0.32)) + post(-2.05, 12.5, 1.0, 0.18, (0.5, 0.1, 0.1))
+    )
     stage.fog((0.6, 0.6, 0.56), 60)
 
 

@@ -45,6 +45,8 @@ def bag_parts(look: Look, j: dict[str, Array], frame: Array) -> list[Part]:
         grip = j["hand_r"]
         base = grip * (1, 0, 1) + 0.03 * h * up - 0.2 * h * front
         top = base + 0.3 * h * up + 0.045 * h * front
-        case = Part(top, base, (0.1 * h, 0.1 * h), left, colour, flatness=0.6, square=True, gloss=0.3)
+        case = Part(
+            top, base, (0.1 * h, 0.1 * h), left, colour, flatness=0.6, square=True, gloss=0.3
+        )
         return [case, Part(grip, top, (0.008 * h, 0.008 * h), left, Plain((0.25, 0.25, 0.27)))]
     return []

@@ -103,7 +103,9 @@ def write_dataset(
             out.rmdir()
         draft.rename(out)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write the data set: {error.strerror}", str(out)) from error
+        raise OSError(
+            error.errno, f"cannot write the data set: {error.strerror}", str(out)
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return counts

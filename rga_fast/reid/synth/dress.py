@@ -167,7 +167,9 @@ def _legs(look: Look, j: dict[str, Array], frame: Array) -> list[Part]:
         if look.bottom == "shorts":
             cut = hip + 0.86 * (knee - hip)
             shorts = tuple(r * h * g for r in (0.038, 0.055, 0.053))
-            parts.append(Part(hip, cut, shorts, left, cloth, (0.0, 0.35, 1.0), flat=True, folds=1.0))
+            parts.append(
+                Part(hip, cut, shorts, left, cloth, (0.0, 0.35, 1.0), flat=True, folds=1.0)
+            )
     return parts
 
 

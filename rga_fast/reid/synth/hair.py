@@ -40,7 +40,9 @@ def head_parts(look: Look, j: dict[str, Array], frame: Array, turn: float) -> li
     middle = (top + low) / 2
     for sign in (1, -1):
         ear = middle + sign * 0.05 * h * left - 0.004 * h * front
-        parts.append(Part(ear, ear - 0.012 * h * up, (0.011 * h, 0.008 * h), left, Plain(look.skin)))
+        parts.append(
+            Part(ear, ear - 0.012 * h * up, (0.011 * h, 0.008 * h), left, Plain(look.skin))
+        )
     if look.scarf is not None:
         around = j["neck"] + 0.022 * h * up
         parts.append(Part(around, around - 0.012 * h * up, (0.052 * h, 0.056 * h), left,
@@ -48,9 +50,7 @@ def head_parts(look: Look, j: dict[str, Array], frame: Array, turn: float) -> li
     return parts + _hair(look, top, low, left, up, front) + _hat(look, top, left, up, front)
 
 
-def _hair(
-    look: Look, top: Array, low: Array, left: Array, up: Array, front: Array
-) -> list[Part]:
+def _hair(look: Look, top: Array, low: Array, left: Array, up: Array, front: Array) -> list[Part]:
     if look.hair in ("bald", "crop"):
         return []
     h, paint = look.body.height, Hair(look.hair_colour)

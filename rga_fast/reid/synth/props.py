@@ -53,7 +53,11 @@ def lamp_post(x: float, z: float, colour: Colour) -> list[Part]:
 
 
 def foliage(
-    rng: np.random.Generator, centre: tuple[float, float, float], size: float, colour: Colour, n: int
+    rng: np.random.Generator,
+    centre: tuple[float, float, float],
+    size: float,
+    colour: Colour,
+    n: int,
 ) -> list[Part]:
     """`n` balls of leaves around `centre`, filling about `size` metres."""
     parts = []
@@ -79,13 +83,40 @@ def tree(rng: np.random.Generator, x: float, z: float, colour: Colour, tall: flo
 def car(x: float, z: float, colour: Colour, length: float = 4.2) -> list[Part]:
     """A parked car, seen from its side."""
     half, glass = length / 2, Plain((0.1, 0.12, 0.14))
-    body = Part(_at(x - half, 0.55, z), _at(x + half, 0.55, z), (0.27, 0.33, 0.33, 0.27), AHEAD,
-                Plain(colour), (0.0, 0.04, 0.96, 1.0), 2.4, flat=True, square=True, gloss=0.5)
-    belt = Part(_at(x - 0.48 * length, 0.82, z), _at(x + 0.4 * length, 0.82, z), (0.1, 0.16, 0.12),
-                AHEAD, Plain(colour), (0.0, 0.5, 1.0), 4.0, square=True, gloss=0.5)
-    cabin = Part(_at(x - 0.06 * length, 1.42, z), _at(x - 0.06 * length, 0.85, z),
-                 (0.25 * length, 0.36 * length), ACROSS, glass, flatness=0.5, flat=True,
-                 square=True, gloss=0.8)
+    body = Part(
+        _at(x - half, 0.55, z),
+        _at(x + half, 0.55, z),
+        (0.27, 0.33, 0.33, 0.27),
+        AHEAD,
+        Plain(colour),
+        (0.0, 0.04, 0.96, 1.0),
+        2.4,
+        flat=True,
+        square=True,
+        gloss=0.5,
+    )
+    belt = Part(
+        _at(x - 0.48 * length, 0.82, z),
+        _at(x + 0.4 * length, 0.82, z),
+        (0.1, 0.16, 0.12),
+        AHEAD,
+        Plain(colour),
+        (0.0, 0.5, 1.0),
+        4.0,
+        square=True,
+        gloss=0.5,
+    )
+    cabin = Part(
+        _at(x - 0.06 * length, 1.42, z),
+        _at(x - 0.06 * length, 0.85, z),
+        (0.25 * length, 0.36 * length),
+        ACROSS,
+        glass,
+        flatness=0.5,
+        flat=True,
+        square=True,
+        gloss=0.8,
+    )
     roof = Part(_at(x - 0.06 * length, 1.47, z), _at(x - 0.06 * length, 1.38, z),
                 (0.24 * length, 0.26 * length), ACROSS, Plain(colour), flatness=0.5, flat=True,
                 square=True, gloss=0.5)  # fmt: skip

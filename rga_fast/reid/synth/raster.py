@@ -186,9 +186,7 @@ def _draw(
         dx, dy = 0.0, 0.01
     length = math.hypot(dx, dy)
     grow = per_metre[1] - per_metre[0]
-    radii = [
-        r * (per_metre[0] + k * grow) for r, k in zip(part.radius, part.knots, strict=True)
-    ]
+    radii = [r * (per_metre[0] + k * grow) for r, k in zip(part.radius, part.knots, strict=True)]
     # A ring of the tube dips towards the viewer, because the camera looks down on it.
     dip = -slope * radii[-1] * part.flatness / stretch**2 if part.flat else 0.0
     reach, below = max(radii) + 1, max(radii) + 1 + abs(dip)

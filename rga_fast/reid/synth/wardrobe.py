@@ -143,7 +143,9 @@ def _draw(rng: np.random.Generator, upper: str, lower: str, traits: dict[str, st
         pattern_scale=float(rng.choice((0.75, 1.0, 1.4))),
         inner=_shade(rng, GARMENTS[_contrast(rng, dark)], 0.02),
         bottom=bottom,
-        bottom_colour=_shade(rng, DENIM if bottom == "jeans" and lower == "blue" else GARMENTS[lower], 0.025),
+        bottom_colour=_shade(
+            rng, DENIM if bottom == "jeans" and lower == "blue" else GARMENTS[lower], 0.025
+        ),
         shoes=_shade(rng, GARMENTS[shoes], 0.02),
         soles=GARMENTS["white"] if rng.random() < 0.5 else GARMENTS["black"],
         bag=traits["bag"],
