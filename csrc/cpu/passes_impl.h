@@ -67,8 +67,12 @@ void weighted_sum(int64_t rows, int64_t n, const Row<T>* row, const T* weight, T
       const Row<T> p = row[r];
       const T w = weight ? weight[r] : T(1);
       const T* line = x + r * ld + start;
+      if (width == kColumns) {
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) total[i] += w * relu(normalised(p, line[i]));
+        for (int64_t i = 0; i < kColumns; ++i) total[i] += w * relu(normalised(p, line[i]));
+      } else {
+        for (int64_t i = 0; i < width; ++i) total[i] += w * relu(normalised(p, line[i]));
+      }
     }
     for (int64_t i = 0; i < width; ++i) sum[start + i] = factor * total[i];
   }
@@ -191,8 +195,12 @@ void dot_columns(int64_t rows, int64_t n, const T* x, const T* y, T* sum) {
       T part[kColumns] = {};
       for (int64_t r = first; r < last; ++r) {
         const T *u = x + r * n + start, *v = y + r * n + start;
+        if (width == kColumns) {
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) part[i] += u[i] * v[i];
+          for (int64_t i = 0; i < kColumns; ++i) part[i] += u[i] * v[i];
+        } else {
+          for (int64_t i = 0; i < width; ++i) part[i] += u[i] * v[i];
+        }
       }
       for (int64_t i = 0; i < width; ++i) total[i] += part[i];
     }
