@@ -11,7 +11,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 ERROR: ImportError | None = None
 try:
-    from rga_fast import _C
+    from rga_fast import _C  # type: ignore[attr-defined]
 except ImportError as error:
     ERROR = error
 

@@ -63,7 +63,11 @@ def plain_attention(x, branch):
 
 @needs_cpp
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(("shape", "layout"), [*product(SHAPES, LAYOUTS[:1]), (SHAPES[0], LAYOUTS[1]), (SHAPES[1], LAYOUTS[2])], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [*product(SHAPES, LAYOUTS[:1]), (SHAPES[0], LAYOUTS[1]), (SHAPES[1], LAYOUTS[2])],
+    ids=str,
+)
 @pytest.mark.parametrize(("variant", "ablation"), ALL_VARIANTS)
 def test_float64_parity(variant, ablation, shape, layout, training):
     module = make_rga(shape[1], shape[2:], variant, ablation, dtype=torch.float64).train(training)
@@ -80,9 +84,7 @@ def test_float64_parity(variant, ablation, shape, layout, training):
 
 def draws(variant, ablation, dtype, training, autocast=None, shape=(4, 64, 8, 8)):
     for seed, layout in enumerate(LAYOUTS + LAYOUTS[:2]):
-        x, dout = (
-            make_map(shape, dtype=dtype, layout=layout, seed=100 * seed + k) for k in (1, 2)
-        )
+        x, dout = (make_map(shape, dtype=dtype, layout=layout, seed=100 * seed + k) for k in (1, 2))
         module = make_rga(shape[1], shape[2:], variant, ablation, seed=seed, down_ratio=2)
         module = leave_the_kinks(module, x).to(dtype).train(training)
         with torch.autocast("cpu", autocast, enabled=autocast is not None):

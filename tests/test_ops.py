@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rga_fast import cpp, ops, testing, testing_ops
+from rga_fast import cpp, ops, testing_ops
 
 PLAIN = testing_ops.register()  # kept: the operators live as long as it does
 pytestmark = pytest.mark.skipif(cpp.ERROR is not None, reason=f"extension not built: {cpp.ERROR}")
@@ -111,7 +111,9 @@ def test_other_dtypes(name, dtype):
     """The plain operators round where these do, so few roundings lie between the two."""
     case = Case(KINDS[0], (3, 16, 12), dtype=dtype)
     for actual, expected in zip(case.call("cpp", name), case.call("plain", name), strict=True):
-        assert actual.dtype == expected.dtype
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+        if expected.numel() == 0:
+            continue
         error = (actual.double() - expected.double()).abs().max()
         assert error <= 16 * torch.finfo(dtype).eps * expected.double().abs().max()
 
@@ -179,4 +181,4 @@ def test_variance_survives_a_huge_mean():
     V = (torch.randn(4, 6, 500) + 1e4).double()
     expected = torch.ops.rga_fast_plain.embed_fwd(V, torch.eye(6).double())[1]
     actual = torch.ops.rga_fast_cpp.embed_fwd(V.float(), torch.eye(6))[1]
-    testing.check_budget(actual[1], expected[1].float(), expected[1])
+    torch.testing.assert_close(actual[1].double(), expected[1], rtol=1e-5, atol=0)
