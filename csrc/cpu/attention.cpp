@@ -150,23 +150,20 @@ class Branch {
     return own;
   }
 
-  // The attention values a of nodes n0 to n1. `seen` is a block of [psi; relations], (1 + m) wide.
+  // The attention values a of nodes n0 to n1. `Z`, `panel` and `hidden` are scratch.
   void values(const T* image, const T* nodes, int64_t ld, const T* psi, const T* PQ, int64_t n0,
-              int64_t n1, T* seen, T* hidden, T* a) const {
+              int64_t n1, T* Z, T* panel, T* hidden, T* a) const {
     const Passes<T>& pass = passes<T>();
-    const int64_t p = l.psi.rows ? 1 : 0;
     for (int64_t start = n0; start < n1; start += seen_block) {
       const int64_t width = std::min(seen_block, n1 - start);
-      if (p) std::copy(psi + start, psi + start + width, seen);
-      T* Z = seen + p * width;
       if (m && l.relate.empty()) {
         const NodeBlock<T> v = block(V, image, start);
         gemm<T>(false, !V.by_rows, m, width, q, PQ, q, v.data, v.ld, 0, Z, width);
       } else if (m) {
         gemm<T>(false, false, m, width, q, PQ, q, nodes + start, ld, 0, Z, width);
       }
-      pass.activate(m, width, l.relation.norm.data(), Z, width, Z, width);
-      gemm<T>(false, false, k, width, p + m, l.hidden.weight, p + m, seen, width, 0, hidden, width);
+      pass.perceive(k, m, width, l.hidden.weight, l.psi.rows ? psi + start : nullptr,
+                    l.relation.norm.data(), Z, width, hidden, width, panel);
       pass.weighted_sum(k, width, l.hidden.norm.data(), l.logit.weight, 1, hidden, width,
                         a + start);
       attention_values(width, l.logit.norm[0], a + start, a + start);
@@ -203,13 +200,13 @@ void images(const Branch<T>& branch, const Tensor& V, const Tensor& out, int64_t
   const int64_t n = nodes.n, share = (nodes.B - first) / Scratch<T>::threads();
   const int64_t G = branch.group(share), size = nodes.size(), relations = branch.m * branch.q;
   const Scratch<T> scratch(V, {branch.r * branch.nodes_block, branch.q * G * n, G * n,
-                               relations * G, relations, branch.seen_block * (1 + branch.m),
-                               branch.seen_block * branch.k, n, staging<T, S>(size),
+                               relations * G, relations, branch.seen_block * branch.m,
+                               kPanel * (1 + branch.m), branch.seen_block * branch.k, n, staging<T, S>(size),
                                staging<T, S>(size)});
   const auto run = [&](int64_t b0, int64_t g, int t) {
     T *embedded = scratch(t, 1), *psi = scratch(t, 2), *PQ = scratch(t, 3);
     const auto image = [&](int64_t b) {
-      return load<T, S>(cdata<S>(V) + b * size, size, scratch(t, 8));
+      return load<T, S>(cdata<S>(V) + b * size, size, scratch(t, 9));
     };
     for (int64_t i = 0; i < g; ++i)
       branch.embed(image(b0 + i), i, g, 0, n, scratch(t, 0), embedded, psi + i * n);
@@ -217,10 +214,10 @@ void images(const Branch<T>& branch, const Tensor& V, const Tensor& out, int64_t
     for (int64_t i = 0; i < g; ++i) {
       const T *x = image(b0 + i), *own = branch.pick(PQ, i, g, scratch(t, 4));
       S* destination = data<S>(out) + (b0 + i) * size;
-      T* result = target<T, S>(destination, scratch(t, 9));
+      T* result = target<T, S>(destination, scratch(t, 10));
       branch.values(x, embedded + i * n, g * n, psi + i * n, own, 0, n, scratch(t, 5),
-                    scratch(t, 6), scratch(t, 7));
-      branch.gate_nodes(x, scratch(t, 7), 0, n, result);
+                    scratch(t, 6), scratch(t, 7), scratch(t, 8));
+      branch.gate_nodes(x, scratch(t, 8), 0, n, result);
       store<T, S>(result, size, destination);
     }
   };
@@ -236,8 +233,8 @@ void image_by_all(const Branch<T>& branch, const Tensor& V, const Tensor& out, i
   const Nodes& nodes = branch.V;
   const int64_t shares = std::min<int64_t>(Scratch<T>::threads(), std::max<int64_t>(1, nodes.n));
   const int64_t relations = branch.m * branch.q;
-  const Scratch<T> own(V, {branch.r * branch.nodes_block, branch.seen_block * (1 + branch.m),
-                           branch.seen_block * branch.k});
+  const Scratch<T> own(V, {branch.r * branch.nodes_block, branch.seen_block * branch.m,
+                           kPanel * (1 + branch.m), branch.seen_block * branch.k});
   const Tensor shared = make(V, {branch.q * nodes.n + 2 * nodes.n + shares * relations +
                                  2 * staging<T, S>(nodes.size())},
                              type_of<T>());
@@ -260,7 +257,8 @@ void image_by_all(const Branch<T>& branch, const Tensor& V, const Tensor& out, i
     passes<T>().add(relations, PQ + share * relations, PQ);
   for_each(shares, [&](int64_t share, int t) {
     const int64_t n0 = bound(share), n1 = bound(share + 1);
-    branch.values(image, embedded, nodes.n, psi, PQ, n0, n1, own(t, 1), own(t, 2), a);
+    branch.values(image, embedded, nodes.n, psi, PQ, n0, n1, own(t, 1), own(t, 2),
+                  own(t, 3), a);
     branch.gate_nodes(image, a, n0, n1, result);
   });
   store<T, S>(result, nodes.size(), data<S>(out) + offset);

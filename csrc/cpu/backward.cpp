@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> logit_bwd(
     const int64_t step = block_size(n, s.p + s.m, sizeof(T));
     const Scratch<T> scratch(
         V, {embeddings ? s.q * n : 0, staging<T, S>(embeddings ? 0 : d * n),
-            staging<T, S>(s.r * n), staging<T, S>(s.m * n), step * (s.p + s.m)});
+            staging<T, S>(s.r * n), staging<T, S>(s.m * n), kPanel * (s.p + s.m)});
     PerImage partial(B, k), dots(B, k);
     for_each(B, [&](int64_t b, int t) {
       T* Zb = target<T, S>(data<S>(Z) + b * s.m * n, scratch(t, 3));
@@ -82,14 +82,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> logit_bwd(
       }
       for (int64_t start = 0; start < n; start += step) {
         const int64_t width = std::min(step, n - start);
-        T* seen = scratch(t, 4);
-        if (s.p) std::copy_n(cdata<T>(psi) + b * n + start, width, seen);
-        if (s.m) {
+        if (s.m)
           embedded->times(s.m, s.q, cdata<T>(PQ) + b * s.m * s.q, s.q, start, width, Zb + start, n);
-          passes<T>().activate(s.m, width, rows_z.data(), Zb + start, n, seen + s.p * width, width);
-        }
-        gemm<T>(false, false, k, width, s.p + s.m, cdata<T>(weight_h), s.p + s.m, seen, width, 0,
-                hb + start, n);
+        passes<T>().perceive(k, s.m, width, cdata<T>(weight_h),
+                             s.p ? cdata<T>(psi) + b * n + start : nullptr, rows_z.data(),
+                             Zb + start, n, hb + start, n, scratch(t, 4));
       }
       store<T, S>(Zb, s.m * n, data<S>(Z) + b * s.m * n);
       T* dlb = data<T>(dl) + b * n;

@@ -80,20 +80,13 @@ std::tuple<Tensor, Tensor> hidden_fwd(const Tensor& psi, const Tensor& Z, const 
   Tensor hidden = make(Z, {B, k, n}, compute), stats = make(Z, {2, k}, compute);
   with_types(Z.scalar_type(), [&]<class T, class S>() {
     const auto rows = rows_of<T>(norm_z, m);
-    const int64_t step = block_size(n, p + m, sizeof(T));
-    const Scratch<T> scratch(Z, {step * (p + m), staging<T, S>(m * n)});
+    const Scratch<T> scratch(Z, {kPanel * (p + m), staging<T, S>(m * n)});
     PerImage partial(B, k);
     for_each(B, [&](int64_t b, int t) {
       const T* Zb = load<T, S>(cdata<S>(Z) + b * m * n, m * n, scratch(t, 1));
       T* hb = data<T>(hidden) + b * k * n;
-      for (int64_t start = 0; start < n; start += step) {
-        const int64_t width = std::min(step, n - start);
-        T* seen = scratch(t, 0);
-        if (p) std::copy_n(cdata<T>(psi) + b * n + start, width, seen);
-        passes<T>().activate(m, width, rows.data(), Zb + start, n, seen + p * width, width);
-        gemm<T>(false, false, k, width, p + m, cdata<T>(weight_h), p + m, seen, width, 0,
-                hb + start, n);
-      }
+      passes<T>().perceive(k, m, n, cdata<T>(weight_h), p ? cdata<T>(psi) + b * n : nullptr,
+                           rows.data(), Zb, n, hb, n, scratch(t, 0));
       passes<T>().stats(k, n, hb, n, partial.first(b), partial.second(b));
     });
     partial.write_stats(n, data<T>(stats));
