@@ -227,8 +227,8 @@ def test_exports():
 
 @needs_cpp
 def test_two_threads_at_once():
-    module = make_rga(32, (8, 4), impl="cpp", dtype=torch.float64).eval()
-    maps = [make_map((3, 32, 8, 4), dtype=torch.float64, seed=seed) for seed in range(8)]
+    module = make_rga(64, (16, 8), impl="cpp", dtype=torch.float64).eval()
+    maps = [make_map((3, 64, 16, 8), dtype=torch.float64, seed=seed) for seed in range(8)]
     with torch.inference_mode():
         expected = [module(x) for x in maps]
     results: list = [None] * len(maps)

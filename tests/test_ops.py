@@ -121,7 +121,7 @@ def test_other_dtypes(name, dtype):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", ops.SCHEMAS)
 def test_any_number_of_threads(name, threads):
-    case = Case(KINDS[0], (5, 24, 40))
+    case = Case(KINDS[0], (5, 66, 130))
     expected, before = case.call("plain", name), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -23,9 +23,9 @@ struct Layers {
 template <class T>
 Layer<T> layer(const std::vector<Tensor>& weights, const std::vector<Tensor>& norms,
                const std::vector<double>& eps, size_t index, int64_t inputs) {
-  STD_TORCH_CHECK(index < weights.size() && weights.size() == eps.size() &&
-                      norms.size() == 4 * weights.size(),
-                  "rga_fast: attention got the tensors of ", weights.size(), " layers");
+  STD_TORCH_CHECK(
+      index < weights.size() && weights.size() == eps.size() && norms.size() == 4 * weights.size(),
+      "rga_fast: attention got the tensors of ", weights.size(), " layers");
   Layer<T> result{cdata<T>(weights[index]), weights[index].size(0), {}};
   check_dense(weights[index], "a weight", {result.rows, inputs}, type_of<T>());
   const T* p[4];
@@ -72,7 +72,8 @@ class Branch {
     k = l.hidden.rows;
     for (const Layer<T>& layer : l.relate) append(layer);
     if (l.psi.rows) append(l.psi);
-    nodes_block = std::max(block_size(V.n, std::max(V.d, r), sizeof(T)), std::min<int64_t>(V.n, 256));
+    nodes_block =
+        std::max(block_size(V.n, std::max(V.d, r), sizeof(T)), std::min<int64_t>(V.n, 256));
     seen_block = block_size(V.n, 1 + m + k, sizeof(T));
   }
 
@@ -83,8 +84,7 @@ class Branch {
     Tensor joined = make(like, {worth ? r : 0, V.d}, type_of<T>());
     if (!worth) return joined;
     T* end = data<T>(joined);
-    for (const Piece<T>& piece : pieces)
-      end = std::copy_n(piece.weight, piece.rows * V.d, end);
+    for (const Piece<T>& piece : pieces) end = std::copy_n(piece.weight, piece.rows * V.d, end);
     pieces = {{cdata<T>(joined), r}};
     return joined;
   }
@@ -199,10 +199,10 @@ void images(const Branch<T>& branch, const Tensor& V, const Tensor& out, int64_t
   const Nodes& nodes = branch.V;
   const int64_t n = nodes.n, share = (nodes.B - first) / Scratch<T>::threads();
   const int64_t G = branch.group(share), size = nodes.size(), relations = branch.m * branch.q;
-  const Scratch<T> scratch(V, {branch.r * branch.nodes_block, branch.q * G * n, G * n,
-                               relations * G, relations, branch.seen_block * branch.m,
-                               kPanel * (1 + branch.m), branch.seen_block * branch.k, n, staging<T, S>(size),
-                               staging<T, S>(size)});
+  const Scratch<T> scratch(
+      V, {branch.r * branch.nodes_block, branch.q * G * n, G * n, relations * G, relations,
+          branch.seen_block * branch.m, kPanel * (1 + branch.m), branch.seen_block * branch.k, n,
+          staging<T, S>(size), staging<T, S>(size)});
   const auto run = [&](int64_t b0, int64_t g, int t) {
     T *embedded = scratch(t, 1), *psi = scratch(t, 2), *PQ = scratch(t, 3);
     const auto image = [&](int64_t b) {
@@ -221,9 +221,8 @@ void images(const Branch<T>& branch, const Tensor& V, const Tensor& out, int64_t
       store<T, S>(result, size, destination);
     }
   };
-  for_each(Scratch<T>::threads(), [&](int64_t item, int t) {
-    for (int64_t i = 0; i < share; i += G)
-      run(first + item * share + i, std::min(G, share - i), t);
+  for_each(Scratch<T>::threads(), share * size * branch.c, [&](int64_t item, int t) {
+    for (int64_t i = 0; i < share; i += G) run(first + item * share + i, std::min(G, share - i), t);
   });
 }
 
@@ -235,9 +234,9 @@ void image_by_all(const Branch<T>& branch, const Tensor& V, const Tensor& out, i
   const int64_t relations = branch.m * branch.q;
   const Scratch<T> own(V, {branch.r * branch.nodes_block, branch.seen_block * branch.m,
                            kPanel * (1 + branch.m), branch.seen_block * branch.k});
-  const Tensor shared = make(V, {branch.q * nodes.n + 2 * nodes.n + shares * relations +
-                                 2 * staging<T, S>(nodes.size())},
-                             type_of<T>());
+  const Tensor shared = make(
+      V, {branch.q * nodes.n + 2 * nodes.n + shares * relations + 2 * staging<T, S>(nodes.size())},
+      type_of<T>());
   T* embedded = data<T>(shared);
   T* psi = embedded + branch.q * nodes.n;
   T* a = psi + nodes.n;
@@ -248,17 +247,16 @@ void image_by_all(const Branch<T>& branch, const Tensor& V, const Tensor& out, i
   T* result = target<T, S>(data<S>(out) + offset, buffer + nodes.size());
   const auto bound = [&](int64_t share) { return nodes.n * share / shares; };
 
-  for_each(shares, [&](int64_t share, int t) {
+  for_each(shares, nodes.size() * branch.c, [&](int64_t share, int t) {
     const int64_t n0 = bound(share), n1 = bound(share + 1);
     branch.embed(image, 0, 1, n0, n1, own(t, 0), embedded, psi);
     branch.relate(image, embedded, 1, n0, n1, PQ + share * relations);
   });
   for (int64_t share = 1; share < shares; ++share)
     passes<T>().add(relations, PQ + share * relations, PQ);
-  for_each(shares, [&](int64_t share, int t) {
+  for_each(shares, nodes.size() * branch.c, [&](int64_t share, int t) {
     const int64_t n0 = bound(share), n1 = bound(share + 1);
-    branch.values(image, embedded, nodes.n, psi, PQ, n0, n1, own(t, 1), own(t, 2),
-                  own(t, 3), a);
+    branch.values(image, embedded, nodes.n, psi, PQ, n0, n1, own(t, 1), own(t, 2), own(t, 3), a);
     branch.gate_nodes(image, a, n0, n1, result);
   });
   store<T, S>(result, nodes.size(), data<S>(out) + offset);
@@ -285,6 +283,4 @@ Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tenso
 }  // namespace
 }  // namespace rga
 
-STABLE_TORCH_LIBRARY_IMPL(rga_fast_cpp, CPU, m) {
-  m.impl("attention", TORCH_BOX(&rga::attention));
-}
+STABLE_TORCH_LIBRARY_IMPL(rga_fast_cpp, CPU, m) { m.impl("attention", TORCH_BOX(&rga::attention)); }
