@@ -56,11 +56,9 @@ def attention(x: Tensor, branch: Branch, impl: str) -> Tensor:
 
     Raises:
         ValueError: in training, for a single value per channel.
-        NotImplementedError: for layers that `unsupported` names.
+
+    `unsupported(branch)` is to be asked first.
     """
-    problem = unsupported(branch)
-    if problem is not None:
-        raise NotImplementedError(problem)
     convolutions, norms = _modules(branch)
     plan = _plan(impl, branch, norms)
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
