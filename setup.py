@@ -1,8 +1,8 @@
 """Builds rga_fast and its extension. `kernels/` is installed as the package `rga_fast.kernels`.
 
 The extension is optional: without a working compiler the package installs with a warning, and
-`rga_fast` runs on plain PyTorch. It is built on torch's stable ABI: compiled against one release, it
-loads in the later ones.
+`rga_fast` runs on plain PyTorch. It is built on torch's stable ABI: compiled against one release,
+it loads in the later ones.
 """
 
 import os
@@ -30,7 +30,6 @@ def extension_options():
     """The arguments of `setup` that build rga_fast._C; none where torch cannot be imported."""
     try:
         import pybind11
-        import torch
         from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
     except ImportError as error:
         warnings.warn(f"rga_fast is installed without its extension: {error}", stacklevel=2)

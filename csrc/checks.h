@@ -10,8 +10,8 @@
 
 namespace rga {
 
-using torch::stable::Tensor;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 inline std::string shape_text(const Tensor& t) {
   std::string text = "(";

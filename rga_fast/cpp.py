@@ -1,5 +1,7 @@
 """The compiled operators for the CPU (csrc/), where they were built."""
 
+from typing import Any
+
 import torch
 
 from rga_fast import ops
@@ -9,7 +11,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 ERROR: ImportError | None = None
 try:
-    from rga_fast import _C
+    from rga_fast import _C  # type: ignore[attr-defined]
 except ImportError as error:
     ERROR = error
 
@@ -30,3 +32,10 @@ def note() -> str:
     if ERROR is not None:
         return f"not built: {ERROR}"
     return ", ".join(f"{key} {value}" for key, value in _C.build_info().items())
+
+
+def extension() -> Any:
+    """The extension itself. Raises the ImportError where it was not built."""
+    if ERROR is not None:
+        raise ERROR
+    return _C

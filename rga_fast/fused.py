@@ -44,8 +44,8 @@ class Layers(NamedTuple):
     weights: tuple[Tensor, ...]
     scales: tuple[Tensor, ...]
     shifts: tuple[Tensor, ...]
-    means: tuple[Tensor, ...]  # running statistics, empty where the batch's are used
-    variances: tuple[Tensor, ...]
+    means: tuple[Any, ...]  # running statistics, None where the batch's are used
+    variances: tuple[Any, ...]
 
 
 def attention(x: Tensor, branch: Branch, impl: str) -> Tensor:
@@ -56,11 +56,9 @@ def attention(x: Tensor, branch: Branch, impl: str) -> Tensor:
 
     Raises:
         ValueError: in training, for a single value per channel.
-        NotImplementedError: for layers that `unsupported` names.
+
+    `unsupported(branch)` is to be asked first.
     """
-    problem = unsupported(branch)
-    if problem is not None:
-        raise NotImplementedError(problem)
     convolutions, norms = _modules(branch)
     plan = _plan(impl, branch, norms)
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
@@ -131,22 +129,19 @@ def _layers(
     batch: Sequence[bool],
     dtype: torch.dtype,
 ) -> Layers:
+    def cast_to(tensor: Any) -> Any:
+        return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
     weights = [convolution.weight.flatten(1) for convolution in convolutions]
-    empty = weights[0].new_empty(0)
+    triples = list(zip(weights, norms, batch, strict=True))
     fields = (
         weights,
-        [
-            w.new_ones(len(w)) if n.weight is None else n.weight
-            for w, n in zip(weights, norms, strict=True)
-        ],
-        [
-            w.new_zeros(len(w)) if n.bias is None else n.bias
-            for w, n in zip(weights, norms, strict=True)
-        ],
-        [empty if b else cast(Tensor, n.running_mean) for n, b in zip(norms, batch, strict=True)],
-        [empty if b else cast(Tensor, n.running_var) for n, b in zip(norms, batch, strict=True)],
+        [w.new_ones(len(w)) if n.weight is None else n.weight for w, n, _ in triples],
+        [w.new_zeros(len(w)) if n.bias is None else n.bias for w, n, _ in triples],
+        [None if by_batch else n.running_mean for _, n, by_batch in triples],
+        [None if by_batch else n.running_var for _, n, by_batch in triples],
     )
-    return Layers(*(tuple(t if t.dtype == dtype else t.to(dtype) for t in f) for f in fields))
+    return Layers(*(tuple(map(cast_to, field)) for field in fields))
 
 
 def _check_count(x: Tensor, plan: Plan) -> None:
@@ -161,9 +156,11 @@ def _check_count(x: Tensor, plan: Plan) -> None:
 
 def _track(norms: Sequence[_BatchNorm], batch: Sequence[bool], stats: Tensor | None) -> None:
     """Running statistics, from mean and unbiased variance (2, rows); None of an empty batch."""
-    start = 0
-    for norm, by_batch in zip(norms, batch, strict=True):
-        rows = slice(start, start := start + norm.num_features)
+    rows: Any = [(None, None)] * len(norms)
+    if stats is not None:
+        widths = [norm.num_features for norm in norms]
+        rows = zip(*(row.split(widths) for row in stats.unbind()), strict=True)
+    for norm, by_batch, (new_mean, new_variance) in zip(norms, batch, rows, strict=True):
         if not (by_batch and norm.training and norm.track_running_stats):
             continue
         counter, mean, variance = norm.num_batches_tracked, norm.running_mean, norm.running_var
@@ -176,8 +173,8 @@ def _track(norms: Sequence[_BatchNorm], batch: Sequence[bool], stats: Tensor | N
         factor: Any = norm.momentum
         if factor is None:  # the mean over all batches
             factor = counter.to(mean.dtype).reciprocal()
-        mean.lerp_(stats[0, rows].to(mean.dtype), factor)
-        variance.lerp_(stats[1, rows].to(variance.dtype), factor)
+        mean.lerp_(new_mean.to(mean.dtype), factor)
+        variance.lerp_(new_variance.to(variance.dtype), factor)
 
 
 def _evaluate(x: Tensor, plan: Plan, layers: Layers) -> Tensor:
@@ -219,12 +216,11 @@ def _means(sums: Tensor, count: Any, cut: slice, plan: Plan, layers: Layers) -> 
         sums = sums.clone()  # what the process saw stays the gradient of its weights
         dist.all_reduce(sums, group=plan.group)
     means = sums / count
-    start = 0
-    for layer in range(len(layers.weights))[cut]:
-        stop = start + len(layers.weights[layer])
-        if not plan.batch[layer]:
-            means[:, start:stop] = 0
-        start = stop
+    if not all(plan.batch[cut]):
+        rows = means.split([len(weight) for weight in layers.weights[cut]], dim=1)
+        for by_batch, own in zip(plan.batch[cut], rows, strict=True):
+            if not by_batch:
+                own.zero_()
     return means
 
 
@@ -233,21 +229,31 @@ def _norm(
 ) -> tuple[Tensor, Tensor, Any]:
     """What the layers at a cut are normalised by (4, rows), what they track (2, rows), and the
     number of values behind it."""
+    batch, eps = plan.batch[cut], plan.eps[cut]
     total: Any = count
-    if any(plan.batch[cut]):
+    if not batch:
+        return stats.new_empty(4, 0), stats, total
+    if any(batch):
         stats, total = _merged(stats, count, plan.group)
-    blocks, start = [], 0
-    for layer in range(len(layers.weights))[cut]:
-        stop = start + len(layers.weights[layer])
-        mean, variance = stats[:, start:stop]
-        if not plan.batch[layer]:
-            mean, variance = layers.means[layer], layers.variances[layer]
-        rstd = torch.rsqrt(variance + plan.eps[layer])
-        blocks.append(torch.stack([mean, rstd, layers.scales[layer], layers.shifts[layer]]))
-        start = stop
-    norm = torch.cat(blocks, dim=1) if blocks else stats.new_empty(4, 0)
+    mean, variance = stats.unbind()
+    if not all(batch):
+        rows = stats.split([len(weight) for weight in layers.weights[cut]], dim=1)
+        choices = zip(batch, rows, layers.means[cut], layers.variances[cut], strict=True)
+        pairs = [(own[0], own[1]) if by_batch else (m, v) for by_batch, own, m, v in choices]
+        mean, variance = (_joined(column) for column in zip(*pairs, strict=True))
+    if len(set(eps)) == 1:
+        variance = variance + eps[0]
+    else:
+        widths = [len(weight) for weight in layers.weights[cut]]
+        variance = torch.cat([v + e for v, e in zip(variance.split(widths), eps, strict=True)])
+    scales, shifts = _joined(layers.scales[cut]), _joined(layers.shifts[cut])
+    norm = torch.stack([mean, variance.rsqrt(), scales, shifts])
     unbiased = total / (total - 1) if total != 1 else 1.0
     return norm, torch.stack([stats[0], stats[1] * unbiased]), total
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors))
 
 
 class _Attention(torch.autograd.Function):

@@ -3,9 +3,9 @@
 Every fused implementation is a namespace `torch.ops.rga_fast_<impl>` with the operators below; its
 kernels are registered for its devices elsewhere (C++: csrc/). `rga_fast/fused.py` calls them.
 
-Letters as in docs/design.md. A branch sees a map as `V` (B, d, n), whose images are dense, either
-by rows (strides (d * n, n, 1)) or by columns (strides (d * n, 1, d)); `out` and `dV` have the
-strides of `V`, every other tensor is contiguous. Present layers are stacked in the order theta, phi, psi:
+Letters as in docs/design.md. A branch sees a map as `V` (B, d, n), whose images are dense, by rows
+(strides (d * n, n, 1)) or by columns (strides (d * n, 1, d)); `out` and `dV` have the strides of
+`V`, every other tensor is contiguous. Present layers are stacked in the order theta, phi, psi:
 
 - `E` (B, r, n): all embeddings before normalisation. The last `psi_rows` rows are psi's; the rows
   before them are theta's and phi's (`embeddings` = 2), theta's, which is phi too (1), or none:

@@ -23,9 +23,9 @@ struct Layers {
 template <class T>
 Layer<T> layer(const std::vector<Tensor>& weights, const std::vector<Tensor>& norms,
                const std::vector<double>& eps, size_t index, int64_t inputs) {
-  STD_TORCH_CHECK(index < weights.size() && weights.size() == eps.size() &&
-                      norms.size() == 4 * weights.size(),
-                  "rga_fast: attention got the tensors of ", weights.size(), " layers");
+  STD_TORCH_CHECK(
+      index < weights.size() && weights.size() == eps.size() && norms.size() == 4 * weights.size(),
+      "rga_fast: attention got the tensors of ", weights.size(), " layers");
   Layer<T> result{cdata<T>(weights[index]), weights[index].size(0), {}};
   check_dense(weights[index], "a weight", {result.rows, inputs}, type_of<T>());
   const T* p[4];
@@ -55,6 +55,13 @@ Layers<T> layers_of(const Nodes& V, const std::vector<Tensor>& weights,
   return l;
 }
 
+// A row of W_theta, W_phi or W_psi after the other; where they lie apart, a product for each.
+template <class T>
+struct Piece {
+  const T* weight;
+  int64_t rows;
+};
+
 template <class T>
 class Branch {
  public:
@@ -63,78 +70,107 @@ class Branch {
     q = l.relate.size() == 2 ? 2 * c : c;
     m = l.relation.rows;
     k = l.hidden.rows;
-    nodes_block = block_size(V.n, std::max(V.d, 3 * c), sizeof(T));
-    nodes_block = std::max<int64_t>(nodes_block, std::min<int64_t>(V.n, 256));
+    for (const Layer<T>& layer : l.relate) append(layer);
+    if (l.psi.rows) append(l.psi);
+    nodes_block =
+        std::max(block_size(V.n, std::max(V.d, r), sizeof(T)), std::min<int64_t>(V.n, 256));
     seen_block = block_size(V.n, 1 + m + k, sizeof(T));
   }
 
-  // W_row + W_col where theta is phi.
-  void merge_relation(T* merged) const {
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < V.n; ++j)
-        merged[i * V.n + j] =
-            l.relation.weight[i * 2 * V.n + j] + l.relation.weight[i * 2 * V.n + V.n + j];
+  // The weights in one matrix (r x d), so that each block of V is packed once: worth a copy unless
+  // there is little to multiply them with.
+  Tensor join_weights(const Tensor& like) {
+    const bool worth = pieces.size() > 1 && r <= V.B * V.n;
+    Tensor joined = make(like, {worth ? r : 0, V.d}, type_of<T>());
+    if (!worth) return joined;
+    T* end = data<T>(joined);
+    for (const Piece<T>& piece : pieces) end = std::copy_n(piece.weight, piece.rows * V.d, end);
+    pieces = {{cdata<T>(joined), r}};
+    return joined;
   }
 
-  // Embeddings of nodes n0 to n1: into `nodes` (q x n) and psi (n); adds up their part of PQ.
-  void embed(const T* image, const T* merged, int64_t n0, int64_t n1, T* nodes, T* psi,
-             T* psi_rows, T* PQ) const {
+  // W_row + W_col where theta is phi.
+  Tensor merge_relation(const Tensor& like) {
+    Tensor merged = make(like, {l.relate.size() < 2 ? m : 0, V.n}, type_of<T>());
+    if (l.relate.size() == 2 || !m) return merged;
+    W = data<T>(merged);
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < V.n; ++j)
+        data<T>(merged)[i * V.n + j] =
+            l.relation.weight[i * 2 * V.n + j] + l.relation.weight[i * 2 * V.n + V.n + j];
+    return merged;
+  }
+
+  // Images whose P and Q are one product: more columns for each packed piece of W_rel.
+  int64_t group(int64_t images) const {
+    return l.relate.empty() ? 1 : std::clamp<int64_t>(64 / c, 1, std::max<int64_t>(images, 1));
+  }
+
+  // Embeds nodes n0 to n1 of image g of G: into `nodes` (q, G, n) and psi (n). `E` is scratch.
+  void embed(const T* image, int64_t g, int64_t G, int64_t n0, int64_t n1, T* E, T* nodes,
+             T* psi) const {
     const Passes<T>& pass = passes<T>();
+    const int64_t embedded = l.relate.empty() ? 0 : q;
     for (int64_t start = n0; start < n1; start += nodes_block) {
       const int64_t width = std::min(nodes_block, n1 - start);
       const NodeBlock<T> v = block(V, image, start);
-      const T beta = start == n0 ? 0 : 1;
-      for (size_t i = 0; i < l.relate.size(); ++i) {
-        T* E = nodes + i * c * V.n + start;
-        gemm<T>(false, !V.by_rows, c, width, V.d, l.relate[i].weight, V.d, v.data, v.ld, 0, E, V.n);
-        pass.activate(c, width, l.relate[i].norm.data(), E, V.n, E, V.n);
+      T* next = E;
+      for (const Piece<T>& piece : pieces) {
+        gemm<T>(false, !V.by_rows, piece.rows, width, V.d, piece.weight, V.d, v.data, v.ld, 0, next,
+                width);
+        next += piece.rows * width;
       }
-      if (l.psi.rows) {
-        gemm<T>(false, !V.by_rows, l.psi.rows, width, V.d, l.psi.weight, V.d, v.data, v.ld, 0,
-                psi_rows, width);
+      pass.activate(embedded, width, rows.data(), E, width, nodes + g * V.n + start, G * V.n);
+      if (l.psi.rows)
         pass.weighted_sum(l.psi.rows, width, l.psi.norm.data(), nullptr, T(1) / l.psi.rows,
-                          psi_rows, width, psi + start);
-      }
-      if (!m) continue;
-      const T* W = l.relation.weight;
-      const T* N = nodes + start;
-      if (l.relate.size() == 2) {
-        gemm<T>(false, true, m, c, width, W + start, 2 * V.n, N + c * V.n, V.n, beta, PQ, q);
-        gemm<T>(false, true, m, c, width, W + V.n + start, 2 * V.n, N, V.n, beta, PQ + c, q);
-      } else if (l.relate.size() == 1) {
-        gemm<T>(false, true, m, c, width, merged + start, V.n, N, V.n, beta, PQ, q);
-      } else {
-        gemm<T>(false, V.by_rows, m, c, width, merged + start, V.n, v.data, v.ld, beta, PQ, q);
-      }
+                          E + embedded * width, width, psi + start);
     }
   }
 
-  // The attention values a of nodes n0 to n1. `seen` is a block of [psi; relations], (1 + m) wide.
-  void values(const T* image, const T* nodes, const T* psi, const T* PQ, int64_t n0, int64_t n1,
-              T* seen, T* hidden, T* a) const {
+  // What nodes n0 to n1 of G images contribute to their PQ (m, q, G).
+  void relate(const T* image, const T* nodes, int64_t G, int64_t n0, int64_t n1, T* PQ) const {
+    const int64_t width = n1 - n0;
+    if (!m) return;
+    if (l.relate.empty()) {
+      const NodeBlock<T> v = block(V, image, n0);
+      gemm<T>(false, V.by_rows, m, c, width, W + n0, V.n, v.data, v.ld, 0, PQ, q);
+    } else if (l.relate.size() == 1) {
+      gemm<T>(false, true, m, c * G, width, W + n0, V.n, nodes + n0, V.n, 0, PQ, q * G);
+    } else {
+      const T *row = l.relation.weight + n0, *theta = nodes + n0;
+      gemm<T>(false, true, m, c * G, width, row, 2 * V.n, theta + c * G * V.n, V.n, 0, PQ, q * G);
+      gemm<T>(false, true, m, c * G, width, row + V.n, 2 * V.n, theta, V.n, 0, PQ + c * G, q * G);
+    }
+  }
+
+  // PQ (m x q) of image g among G.
+  const T* pick(const T* PQ, int64_t g, int64_t G, T* own) const {
+    if (G == 1) return PQ;
+    for (int64_t i = 0; i < m * q; ++i) own[i] = PQ[i * G + g];
+    return own;
+  }
+
+  // The attention values a of nodes n0 to n1. `Z`, `panel` and `hidden` are scratch.
+  void values(const T* image, const T* nodes, int64_t ld, const T* psi, const T* PQ, int64_t n0,
+              int64_t n1, T* Z, T* panel, T* hidden, T* a) const {
     const Passes<T>& pass = passes<T>();
-    const int64_t p = l.psi.rows ? 1 : 0;
     for (int64_t start = n0; start < n1; start += seen_block) {
       const int64_t width = std::min(seen_block, n1 - start);
-      if (p) std::copy(psi + start, psi + start + width, seen);
-      T* Z = seen + p * width;
       if (m && l.relate.empty()) {
         const NodeBlock<T> v = block(V, image, start);
         gemm<T>(false, !V.by_rows, m, width, q, PQ, q, v.data, v.ld, 0, Z, width);
       } else if (m) {
-        gemm<T>(false, false, m, width, q, PQ, q, nodes + start, V.n, 0, Z, width);
+        gemm<T>(false, false, m, width, q, PQ, q, nodes + start, ld, 0, Z, width);
       }
-      pass.activate(m, width, l.relation.norm.data(), Z, width, Z, width);
-      gemm<T>(false, false, k, width, p + m, l.hidden.weight, p + m, seen, width, 0, hidden, width);
+      pass.perceive(k, m, width, l.hidden.weight, l.psi.rows ? psi + start : nullptr,
+                    l.relation.norm.data(), Z, width, hidden, width, panel);
       pass.weighted_sum(k, width, l.hidden.norm.data(), l.logit.weight, 1, hidden, width,
                         a + start);
-      const Row<T> norm = l.logit.norm[0];
-      for (int64_t i = start; i < start + width; ++i)
-        a[i] = sigmoid((a[i] - norm.mean) * norm.scale + norm.shift);
+      attention_values(width, l.logit.norm[0], a + start, a + start);
     }
   }
 
-  void gate(const T* image, const T* a, int64_t n0, int64_t n1, T* out) const {
+  void gate_nodes(const T* image, const T* a, int64_t n0, int64_t n1, T* out) const {
     const Passes<T>& pass = passes<T>();
     if (V.by_rows)
       pass.scale_columns(V.d, n1 - n0, image + n0, V.n, a + n0, out + n0, V.n);
@@ -144,43 +180,63 @@ class Branch {
 
   const Nodes& V;
   const Layers<T>& l;
-  int64_t c, q, m, k, nodes_block, seen_block;
+  std::vector<Piece<T>> pieces;
+  std::vector<Row<T>> rows;
+  const T* W = nullptr;
+  int64_t c, q, m, k, r = 0, nodes_block, seen_block;
+
+ private:
+  void append(const Layer<T>& layer) {
+    pieces.push_back({layer.weight, layer.rows});
+    rows.insert(rows.end(), layer.norm.begin(), layer.norm.end());
+    r += layer.rows;
+  }
 };
 
-// An image per thread.
+// A share of the images per thread, in groups.
 template <class T, class S>
-void images(const Branch<T>& branch, const Tensor& V, const Tensor& out, const T* merged,
-            int64_t first) {
+void images(const Branch<T>& branch, const Tensor& V, const Tensor& out, int64_t first) {
   const Nodes& nodes = branch.V;
-  const Scratch<T> scratch(V, {branch.q * nodes.n, nodes.n, branch.nodes_block * branch.l.psi.rows,
-                               branch.m * branch.q, branch.seen_block * (1 + branch.m),
-                               branch.seen_block * branch.k, nodes.n,
-                               staging<T, S>(nodes.size()), staging<T, S>(nodes.size())});
-  for_each(nodes.B - first, [&](int64_t item, int t) {
-    const int64_t offset = (first + item) * nodes.size();
-    const T* image = load<T, S>(cdata<S>(V) + offset, nodes.size(), scratch(t, 7));
-    T* result = target<T, S>(data<S>(out) + offset, scratch(t, 8));
-    branch.embed(image, merged, 0, nodes.n, scratch(t, 0), scratch(t, 1), scratch(t, 2),
-                 scratch(t, 3));
-    branch.values(image, scratch(t, 0), scratch(t, 1), scratch(t, 3), 0, nodes.n, scratch(t, 4),
-                  scratch(t, 5), scratch(t, 6));
-    branch.gate(image, scratch(t, 6), 0, nodes.n, result);
-    store<T, S>(result, nodes.size(), data<S>(out) + offset);
+  const int64_t n = nodes.n, share = (nodes.B - first) / Scratch<T>::threads();
+  const int64_t G = branch.group(share), size = nodes.size(), relations = branch.m * branch.q;
+  const Scratch<T> scratch(
+      V, {branch.r * branch.nodes_block, branch.q * G * n, G * n, relations * G, relations,
+          branch.seen_block * branch.m, kPanel * (1 + branch.m), branch.seen_block * branch.k, n,
+          staging<T, S>(size), staging<T, S>(size)});
+  const auto run = [&](int64_t b0, int64_t g, int t) {
+    T *embedded = scratch(t, 1), *psi = scratch(t, 2), *PQ = scratch(t, 3);
+    const auto image = [&](int64_t b) {
+      return load<T, S>(cdata<S>(V) + b * size, size, scratch(t, 9));
+    };
+    for (int64_t i = 0; i < g; ++i)
+      branch.embed(image(b0 + i), i, g, 0, n, scratch(t, 0), embedded, psi + i * n);
+    branch.relate(image(b0), embedded, g, 0, n, PQ);
+    for (int64_t i = 0; i < g; ++i) {
+      const T *x = image(b0 + i), *own = branch.pick(PQ, i, g, scratch(t, 4));
+      S* destination = data<S>(out) + (b0 + i) * size;
+      T* result = target<T, S>(destination, scratch(t, 10));
+      branch.values(x, embedded + i * n, g * n, psi + i * n, own, 0, n, scratch(t, 5),
+                    scratch(t, 6), scratch(t, 7), scratch(t, 8));
+      branch.gate_nodes(x, scratch(t, 8), 0, n, result);
+      store<T, S>(result, size, destination);
+    }
+  };
+  for_each(Scratch<T>::threads(), share * size * branch.c, [&](int64_t item, int t) {
+    for (int64_t i = 0; i < share; i += G) run(first + item * share + i, std::min(G, share - i), t);
   });
 }
 
 // All threads on one image, each on a share of its nodes.
 template <class T, class S>
-void image_by_all(const Branch<T>& branch, const Tensor& V, const Tensor& out, const T* merged,
-                  int64_t b) {
+void image_by_all(const Branch<T>& branch, const Tensor& V, const Tensor& out, int64_t b) {
   const Nodes& nodes = branch.V;
   const int64_t shares = std::min<int64_t>(Scratch<T>::threads(), std::max<int64_t>(1, nodes.n));
   const int64_t relations = branch.m * branch.q;
-  const Scratch<T> own(V, {branch.nodes_block * branch.l.psi.rows,
-                           branch.seen_block * (1 + branch.m), branch.seen_block * branch.k});
-  const Tensor shared = make(V, {branch.q * nodes.n + 2 * nodes.n + shares * relations +
-                                 2 * staging<T, S>(nodes.size())},
-                             type_of<T>());
+  const Scratch<T> own(V, {branch.r * branch.nodes_block, branch.seen_block * branch.m,
+                           kPanel * (1 + branch.m), branch.seen_block * branch.k});
+  const Tensor shared = make(
+      V, {branch.q * nodes.n + 2 * nodes.n + shares * relations + 2 * staging<T, S>(nodes.size())},
+      type_of<T>());
   T* embedded = data<T>(shared);
   T* psi = embedded + branch.q * nodes.n;
   T* a = psi + nodes.n;
@@ -191,16 +247,17 @@ void image_by_all(const Branch<T>& branch, const Tensor& V, const Tensor& out, c
   T* result = target<T, S>(data<S>(out) + offset, buffer + nodes.size());
   const auto bound = [&](int64_t share) { return nodes.n * share / shares; };
 
-  for_each(shares, [&](int64_t share, int t) {
-    branch.embed(image, merged, bound(share), bound(share + 1), embedded, psi, own(t, 0),
-                 PQ + share * relations);
+  for_each(shares, nodes.size() * branch.c, [&](int64_t share, int t) {
+    const int64_t n0 = bound(share), n1 = bound(share + 1);
+    branch.embed(image, 0, 1, n0, n1, own(t, 0), embedded, psi);
+    branch.relate(image, embedded, 1, n0, n1, PQ + share * relations);
   });
   for (int64_t share = 1; share < shares; ++share)
     passes<T>().add(relations, PQ + share * relations, PQ);
-  for_each(shares, [&](int64_t share, int t) {
-    branch.values(image, embedded, psi, PQ, bound(share), bound(share + 1), own(t, 1), own(t, 2),
-                  a);
-    branch.gate(image, a, bound(share), bound(share + 1), result);
+  for_each(shares, nodes.size() * branch.c, [&](int64_t share, int t) {
+    const int64_t n0 = bound(share), n1 = bound(share + 1);
+    branch.values(image, embedded, nodes.n, psi, PQ, n0, n1, own(t, 1), own(t, 2), own(t, 3), a);
+    branch.gate_nodes(image, a, n0, n1, result);
   });
   store<T, S>(result, nodes.size(), data<S>(out) + offset);
 }
@@ -213,15 +270,12 @@ Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tenso
   with_types(V.scalar_type(), [&]<class T, class S>() {
     const Layers<T> layers =
         layers_of<T>(nodes, weights, norms, eps, embeddings, relations, appearance);
-    const Branch<T> branch(nodes, layers);
-    const bool merges = embeddings < 2 && branch.m;
-    const Tensor merged = make(V, {merges ? branch.m * nodes.n : 0}, type_of<T>());
-    if (merges) branch.merge_relation(data<T>(merged));
+    Branch<T> branch(nodes, layers);
+    const Tensor joined = branch.join_weights(V), merged = branch.merge_relation(V);
     // Images that are left over when each thread has had the same number.
     const int64_t left = nodes.B % Scratch<T>::threads();
-    for (int64_t b = 0; b < left; ++b)
-      image_by_all<T, S>(branch, V, out, cdata<T>(merged), b);
-    if (nodes.B > left) images<T, S>(branch, V, out, cdata<T>(merged), left);
+    for (int64_t b = 0; b < left; ++b) image_by_all<T, S>(branch, V, out, b);
+    if (nodes.B > left) images<T, S>(branch, V, out, left);
   });
   return out;
 }
@@ -229,6 +283,4 @@ Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tenso
 }  // namespace
 }  // namespace rga
 
-STABLE_TORCH_LIBRARY_IMPL(rga_fast_cpp, CPU, m) {
-  m.impl("attention", TORCH_BOX(&rga::attention));
-}
+STABLE_TORCH_LIBRARY_IMPL(rga_fast_cpp, CPU, m) { m.impl("attention", TORCH_BOX(&rga::attention)); }

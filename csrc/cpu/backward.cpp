@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor> gate_bwd(const Tensor& dout, const Tensor& V, const T
     const Row<T> row = rows_of<T>(norm_l, 1)[0];
     const Scratch<T> scratch(V, {n, staging<T, S>(d * n), staging<T, S>(d * n)});
     PerImage partial(B, 1);
-    for_each(B, [&](int64_t b, int t) {
+    for_each(B, d * n, [&](int64_t b, int t) {
       const T* image = load<T, S>(cdata<S>(V) + b * d * n, d * n, scratch(t, 1));
       const T* db = load<T, S>(cdata<S>(dout) + b * d * n, d * n, scratch(t, 2));
       const T* lb = cdata<T>(logit) + b * n;
@@ -67,10 +67,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> logit_bwd(
     const auto rows_h = rows_of<T>(norm_h, k), row_l = rows_of<T>(norm_l, 1, &means_l);
     const int64_t step = block_size(n, s.p + s.m, sizeof(T));
     const Scratch<T> scratch(
-        V, {embeddings ? s.q * n : 0, staging<T, S>(embeddings ? 0 : d * n),
-            staging<T, S>(s.r * n), staging<T, S>(s.m * n), step * (s.p + s.m)});
+        V, {embeddings ? s.q * n : 0, staging<T, S>(embeddings ? 0 : d * n), staging<T, S>(s.r * n),
+            staging<T, S>(s.m * n), kPanel * (s.p + s.m)});
     PerImage partial(B, k), dots(B, k);
-    for_each(B, [&](int64_t b, int t) {
+    for_each(B, s.m * (s.q + k) * n + s.r * n, [&](int64_t b, int t) {
       T* Zb = target<T, S>(data<S>(Z) + b * s.m * n, scratch(t, 3));
       T* hb = data<T>(hidden) + b * k * n;
       std::optional<Embedded<T>> embedded;
@@ -82,14 +82,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> logit_bwd(
       }
       for (int64_t start = 0; start < n; start += step) {
         const int64_t width = std::min(step, n - start);
-        T* seen = scratch(t, 4);
-        if (s.p) std::copy_n(cdata<T>(psi) + b * n + start, width, seen);
-        if (s.m) {
+        if (s.m)
           embedded->times(s.m, s.q, cdata<T>(PQ) + b * s.m * s.q, s.q, start, width, Zb + start, n);
-          passes<T>().activate(s.m, width, rows_z.data(), Zb + start, n, seen + s.p * width, width);
-        }
-        gemm<T>(false, false, k, width, s.p + s.m, cdata<T>(weight_h), s.p + s.m, seen, width, 0,
-                hb + start, n);
+        passes<T>().perceive(k, s.m, width, cdata<T>(weight_h),
+                             s.p ? cdata<T>(psi) + b * n + start : nullptr, rows_z.data(),
+                             Zb + start, n, hb + start, n, scratch(t, 4));
       }
       store<T, S>(Zb, s.m * n, data<S>(Z) + b * s.m * n);
       T* dlb = data<T>(dl) + b * n;
@@ -127,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> hidden_bwd(const Tensor& psi, const Tensor& Z
     const Scratch<T> scratch(Z, {step * inputs, step * m, staging<T, S>(m * n)});
     const Tensor weights = make(Z, {B, k, inputs}, type_of<T>());
     PerImage partial(B, m);
-    for_each(B, [&](int64_t b, int t) {
+    for_each(B, 2 * k * m * n, [&](int64_t b, int t) {
       const T* Zb = load<T, S>(cdata<S>(Z) + b * m * n, m * n, scratch(t, 2));
       T *dhb = data<T>(dhidden) + b * k * n, *dWb = data<T>(weights) + b * k * inputs;
       passes<T>().weighted_sum_dx(k, n, rows_h.data(), cdata<T>(weight_l), cdata<T>(dl) + b * n,

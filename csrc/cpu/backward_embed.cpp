@@ -48,7 +48,7 @@ struct RelateBwd {
     const int64_t width = std::min<int64_t>(n, 256), blocks = (n + width - 1) / width;
     const int64_t group = std::clamp<int64_t>(512 / s.c, 1, B);  // images a product
     const Scratch<T> scratch(V, {group * s.c * width, staging<T, S>(s.c * n)});
-    for_each(blocks * parts, [&](int64_t item, int t) {
+    for_each(blocks * parts, s.m * B * s.c * width, [&](int64_t item, int t) {
       const int64_t part = item / blocks, start = item % blocks * width;
       const int64_t now = std::min(width, n - start), ld = parts * B * s.c;
       const int64_t first = parts == 2 && part == 0 ? s.c : 0;  // dP meets phi, dQ theta
@@ -80,15 +80,17 @@ struct RelateBwd {
     const S* image = cdata<S>(V) + b * d * n;
     for (int64_t i = 0; i < s.c; ++i)
       for (int64_t j = 0; j < width; ++j)
-        out[i * width + j] = static_cast<T>(
-            nodes.by_rows ? image[i * n + start + j] : image[(start + j) * d + i]);
+        out[i * width + j] =
+            static_cast<T>(nodes.by_rows ? image[i * n + start + j] : image[(start + j) * d + i]);
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> relate_bwd(
-    const Tensor& V, const Tensor& E, const Tensor& norm_e, const Tensor& weight_z,
-    const Tensor& PQ, const Tensor& Z, const Tensor& norm_z, const Tensor& means_z,
-    const Tensor& weight_h, const Tensor& dhidden, int64_t embeddings, int64_t psi_rows) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> relate_bwd(const Tensor& V, const Tensor& E,
+                                                      const Tensor& norm_e, const Tensor& weight_z,
+                                                      const Tensor& PQ, const Tensor& Z,
+                                                      const Tensor& norm_z, const Tensor& means_z,
+                                                      const Tensor& weight_h, const Tensor& dhidden,
+                                                      int64_t embeddings, int64_t psi_rows) {
   const Nodes nodes(V);
   const ScalarType compute = compute_type(V.scalar_type());
   const int64_t B = nodes.B, d = nodes.d, n = nodes.n, k = dhidden.size(1);
@@ -99,20 +101,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relate_bwd(
   check_dense(weight_h, "weight_h", {k, s.p + s.m}, compute);
   check_dense(dhidden, "dhidden", {B, k, n}, compute);
   const int64_t kept = s.m && !embeddings ? d : 0;
-  Tensor dE = make(V, {B, s.r, n}, V.scalar_type()), dnodes = make(V, {B, kept, n}, V.scalar_type());
+  Tensor dE = make(V, {B, s.r, n}, V.scalar_type()),
+         dnodes = make(V, {B, kept, n}, V.scalar_type());
   Tensor dweight = make(V, {s.m, 2 * n}, compute), sums = make(V, {2, s.r}, compute);
   with_types(V.scalar_type(), [&]<class T, class S>() {
     const auto rows_e = rows_of<T>(norm_e, s.r), rows_z = rows_of<T>(norm_z, s.m, &means_z);
     const RelationWeight<T> W(weight_z, s.m, n, embeddings);
     const int64_t step = block_size(n, 2 * s.m, sizeof(T)), ld = s.q * B;
-    const RelateBwd<T, S> f{nodes, s, rows_e, rows_z,   W,       V,
-                            E,     PQ, Z,     weight_h, dhidden, k, step};
+    const RelateBwd<T, S> f{nodes, s, rows_e, rows_z, W, V, E, PQ, Z, weight_h, dhidden, k, step};
     const Scratch<T> scratch(
         V, {embeddings ? s.q * n : 0, staging<T, S>(embeddings ? 0 : d * n), s.r * n,
             staging<T, S>(s.m * n), step * s.m, s.m ? s.q * n : 0, n, staging<T, S>(s.r * n)});
     const Tensor dPQ = make(V, {s.m, ld}, type_of<T>());
     PerImage partial(B, s.r);
-    for_each(B, [&](int64_t b, int t) {
+    for_each(B, s.m * (2 * s.q + k) * n + s.r * n, [&](int64_t b, int t) {
       const T* Eb = load<T, S>(cdata<S>(E) + b * s.r * n, s.r * n, scratch(t, 2));
       T* dEb = target<T, S>(data<S>(dE) + b * s.r * n, scratch(t, 7));
       const int64_t relation_rows = embeddings ? s.q : 0;
@@ -139,8 +141,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relate_bwd(
       }
       store<T, S>(dEb, s.r * n, data<S>(dE) + b * s.r * n);
     });
-    if (s.m && B) f.weights(cdata<T>(dPQ), data<T>(dweight));
-    else std::fill_n(data<T>(dweight), s.m * 2 * n, T(0));
+    if (s.m && B)
+      f.weights(cdata<T>(dPQ), data<T>(dweight));
+    else
+      std::fill_n(data<T>(dweight), s.m * 2 * n, T(0));
     partial.write_sums(data<T>(sums));
   });
   return {dE, dnodes, dweight, sums};
@@ -168,7 +172,7 @@ std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const 
     const Scratch<T> scratch(V, {n, staging<T, S>(d * n), staging<T, S>(d * n),
                                  staging<T, S>(r * n), staging<T, S>(d * n)});
     const Tensor before = make(V, {B, r, n}, type_of<T>());  // dE, before the normalisation
-    for_each(B, [&](int64_t b, int t) {
+    for_each(B, r * n * d, [&](int64_t b, int t) {
       const T* Eb = load<T, S>(cdata<S>(E) + b * r * n, r * n, scratch(t, 3));
       T* dEb = data<T>(before) + b * r * n;
       const T* behind = load<T, S>(cdata<S>(dE) + b * r * n, r * n, dEb);
@@ -186,7 +190,7 @@ std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const 
     });
     if (!need_dweight) return;
     const int64_t shares = std::min<int64_t>(r, Scratch<T>::threads());
-    for_each(shares, [&](int64_t share, int t) {
+    for_each(shares, r * n * d, [&](int64_t share, int t) {
       const int64_t r0 = r * share / shares, r1 = r * (share + 1) / shares;
       for (int64_t b = 0; b < B; ++b) {
         const T* image = load<T, S>(cdata<S>(V) + b * d * n, d * n, scratch(t, 1));

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor> embed_fwd(const Tensor& V, const Tensor& weight_e) {
   with_types(V.scalar_type(), [&]<class T, class S>() {
     const Scratch<T> scratch(V, {staging<T, S>(d * n), staging<T, S>(r * n)});
     PerImage partial(B, r);
-    for_each(B, [&](int64_t b, int t) {
+    for_each(B, r * n * d, [&](int64_t b, int t) {
       const T* image = load<T, S>(cdata<S>(V) + b * d * n, d * n, scratch(t, 0));
       T* Eb = target<T, S>(data<S>(E) + b * r * n, scratch(t, 1));
       gemm<T>(false, !nodes.by_rows, r, n, d, cdata<T>(weight_e), d, image, nodes.by_rows ? n : d,
@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relate_fwd(const Tensor& V, const Ten
     const Scratch<T> scratch(V, {embeddings ? s.q * n : 0, staging<T, S>(embeddings ? 0 : d * n),
                                  staging<T, S>(s.r * n), staging<T, S>(s.m * n)});
     PerImage partial(B, s.m);
-    for_each(B, [&](int64_t b, int t) {
+    for_each(B, s.m * s.q * n + s.r * n, [&](int64_t b, int t) {
       const T* Eb = load<T, S>(cdata<S>(E) + b * s.r * n, s.r * n, scratch(t, 2));
       if (psi_rows)
         passes<T>().weighted_sum(psi_rows, n, rows.data() + s.r - psi_rows, nullptr,
@@ -80,20 +80,13 @@ std::tuple<Tensor, Tensor> hidden_fwd(const Tensor& psi, const Tensor& Z, const 
   Tensor hidden = make(Z, {B, k, n}, compute), stats = make(Z, {2, k}, compute);
   with_types(Z.scalar_type(), [&]<class T, class S>() {
     const auto rows = rows_of<T>(norm_z, m);
-    const int64_t step = block_size(n, p + m, sizeof(T));
-    const Scratch<T> scratch(Z, {step * (p + m), staging<T, S>(m * n)});
+    const Scratch<T> scratch(Z, {kPanel * (p + m), staging<T, S>(m * n)});
     PerImage partial(B, k);
-    for_each(B, [&](int64_t b, int t) {
+    for_each(B, k * m * n, [&](int64_t b, int t) {
       const T* Zb = load<T, S>(cdata<S>(Z) + b * m * n, m * n, scratch(t, 1));
       T* hb = data<T>(hidden) + b * k * n;
-      for (int64_t start = 0; start < n; start += step) {
-        const int64_t width = std::min(step, n - start);
-        T* seen = scratch(t, 0);
-        if (p) std::copy_n(cdata<T>(psi) + b * n + start, width, seen);
-        passes<T>().activate(m, width, rows.data(), Zb + start, n, seen + p * width, width);
-        gemm<T>(false, false, k, width, p + m, cdata<T>(weight_h), p + m, seen, width, 0,
-                hb + start, n);
-      }
+      passes<T>().perceive(k, m, n, cdata<T>(weight_h), p ? cdata<T>(psi) + b * n : nullptr,
+                           rows.data(), Zb, n, hb, n, scratch(t, 0));
       passes<T>().stats(k, n, hb, n, partial.first(b), partial.second(b));
     });
     partial.write_stats(n, data<T>(stats));
@@ -111,7 +104,7 @@ std::tuple<Tensor, Tensor> logit_fwd(const Tensor& hidden, const Tensor& norm_h,
   with_types(compute, [&]<class T, class S>() {
     const auto rows = rows_of<T>(norm_h, k);
     PerImage partial(B, 1);
-    for_each(B, [&](int64_t b, int) {
+    for_each(B, k * n, [&](int64_t b, int) {
       T* lb = data<T>(logit) + b * n;
       passes<T>().weighted_sum(k, n, rows.data(), cdata<T>(weight_l), 1,
                                cdata<T>(hidden) + b * k * n, n, lb);
@@ -130,7 +123,7 @@ Tensor gate_fwd(const Tensor& V, const Tensor& logit, const Tensor& norm_l) {
   with_types(V.scalar_type(), [&]<class T, class S>() {
     const Row<T> row = rows_of<T>(norm_l, 1)[0];
     const Scratch<T> scratch(V, {n, staging<T, S>(d * n), staging<T, S>(d * n)});
-    for_each(B, [&](int64_t b, int t) {
+    for_each(B, d * n, [&](int64_t b, int t) {
       T* a = scratch(t, 0);
       attention_values(n, row, cdata<T>(logit) + b * n, a);
       const T* image = load<T, S>(cdata<S>(V) + b * d * n, d * n, scratch(t, 1));

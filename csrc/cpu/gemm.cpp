@@ -7,7 +7,7 @@
 
 // Not every build of torch exports these.
 extern "C" {
-#define RGA_GEMM_ARGUMENTS(T)                                                                     \
+#define RGA_GEMM_ARGUMENTS(T)                                                                    \
   (const char*, const char*, const int*, const int*, const int*, const T*, const T*, const int*, \
    const T*, const int*, const T*, T*, const int*)
 __attribute__((weak)) void sgemm_ RGA_GEMM_ARGUMENTS(float);
@@ -26,8 +26,8 @@ bool have_library() { return use_library && sgemm_ && dgemm_; }
 template <class T>
 torch::stable::Tensor matrix(const T* data, bool transposed, int64_t rows, int64_t columns,
                              int64_t ld) {
-  constexpr auto dtype = sizeof(T) == 8 ? torch::headeronly::ScalarType::Double
-                                        : torch::headeronly::ScalarType::Float;
+  constexpr auto dtype =
+      sizeof(T) == 8 ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
   const int64_t strides[2] = {transposed ? 1 : ld, transposed ? ld : 1};
   const int64_t sizes[2] = {rows, columns};
   return torch::stable::from_blob(const_cast<T*>(data), {sizes, 2}, {strides, 2},

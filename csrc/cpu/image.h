@@ -49,8 +49,9 @@ struct Nodes {
       return (d == 1 || V.stride(1) == row) && (n == 1 || V.stride(2) == column);
     };
     by_rows = dense(n, 1);
-    STD_TORCH_CHECK(V.numel() == 0 || ((B == 1 || V.stride(0) == d * n) && (by_rows || dense(1, d))),
-                    "rga_fast: the images of ", name, " must be dense, by rows or by columns");
+    STD_TORCH_CHECK(
+        V.numel() == 0 || ((B == 1 || V.stride(0) == d * n) && (by_rows || dense(1, d))),
+        "rga_fast: the images of ", name, " must be dense, by rows or by columns");
   }
   int64_t size() const { return d * n; }
 };
@@ -124,9 +125,15 @@ class Scratch {
 };
 
 // f(item, thread) for each item, over torch's threads; products inside run on one thread each.
+// `work`, in multiply-adds an item: what takes microseconds is not worth waking a thread.
 template <class F>
-void for_each(int64_t count, const F& f) {
+void for_each(int64_t count, int64_t work, const F& f) {
   if (count == 0) return;
+  if (count * work < 1 << 17) {
+    const SingleThreadedGemm guard;
+    for (int64_t item = 0; item < count; ++item) f(item, 0);
+    return;
+  }
   if (count == 1) {  // a single item: the products may use all threads
     f(0, 0);
     return;

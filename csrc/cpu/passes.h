@@ -14,6 +14,8 @@ struct Row {
   T mean_dy, mean_dyx;  // in a gradient: the means of dy and of dy * xhat
 };
 
+constexpr int64_t kPanel = 64;  // nodes at a time in `perceive`
+
 template <class T>
 struct Passes {
   // Mean and sum of squared deviations of each row.
@@ -24,6 +26,11 @@ struct Passes {
   // sum[i] = factor * sum over rows of weight[r] * relu(normalised x[r, i]); weight null: ones.
   void (*weighted_sum)(int64_t rows, int64_t n, const Row<T>* row, const T* weight, T factor,
                        const T* x, int64_t ld, T* sum);
+  // The product with a few rows, fused with the activation of its operand: hidden (k x n) =
+  // weight (k x (p + m)) [psi; relu(normalised Z)], with p = 1 where `psi` (n) is not null, else 0.
+  // `panel` holds (p + m) * kPanel elements on a cache line.
+  void (*perceive)(int64_t k, int64_t m, int64_t n, const T* weight, const T* psi,
+                   const Row<T>* row, const T* Z, int64_t ldz, T* hidden, int64_t ldh, T* panel);
   // dy[r, i] = weight[r] * dl[i], and its sums below the activation; and
   // dot[r] += sum of dl * relu(normalised x[r]): the gradients of a weighted sum.
   void (*weighted_sum_bwd)(int64_t rows, int64_t n, const Row<T>* row, const T* weight, const T* dl,

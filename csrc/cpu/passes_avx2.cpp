@@ -9,7 +9,7 @@
 
 namespace rga::avx2 {
 namespace {
-#include "passes_impl.h"
+#include "passes_impl.h"  // after every other header
 }
 const Passes<float>& floats = kFloat;
 const Passes<double>& doubles = kDouble;

@@ -2,14 +2,16 @@
 
 #ifdef RGA_X86
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512"))), apply_to = function)
+#pragma clang attribute push(                                                                  \
+    __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512")
 #endif
 
 namespace rga::avx512 {
 namespace {
-#include "passes_impl.h"
+#include "passes_impl.h"  // after every other header
 }
 const Passes<float>& floats = kFloat;
 const Passes<double>& doubles = kDouble;

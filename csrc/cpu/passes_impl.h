@@ -67,10 +67,87 @@ void weighted_sum(int64_t rows, int64_t n, const Row<T>* row, const T* weight, T
       const Row<T> p = row[r];
       const T w = weight ? weight[r] : T(1);
       const T* line = x + r * ld + start;
+      if (width == kColumns) {
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) total[i] += w * relu(normalised(p, line[i]));
+        for (int64_t i = 0; i < kColumns; ++i) total[i] += w * relu(normalised(p, line[i]));
+      } else {
+        for (int64_t i = 0; i < width; ++i) total[i] += w * relu(normalised(p, line[i]));
+      }
     }
     for (int64_t i = 0; i < width; ++i) sum[start + i] = factor * total[i];
+  }
+}
+
+template <class T>
+struct Vector {
+  typedef T type __attribute__((vector_size(32)));
+  static constexpr int64_t width = 32 / sizeof(T);
+};
+
+// ROWS rows of weight times a strip of the panel, two vectors wide and `inputs` long.
+template <class T, int ROWS>
+inline void strip(int64_t inputs, const T* weight, const T* panel, T* out) {
+  using V = typename Vector<T>::type;
+  V left[ROWS] = {}, right[ROWS] = {};
+  const V* line = reinterpret_cast<const V*>(panel);
+  for (int64_t i = 0; i < inputs; ++i, line += 2) {
+    const V a = line[0], b = line[1];
+    for (int r = 0; r < ROWS; ++r) {
+      const T w = weight[r * inputs + i];
+      left[r] += w * a;
+      right[r] += w * b;
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) {
+    reinterpret_cast<V*>(out)[2 * r] = left[r];
+    reinterpret_cast<V*>(out)[2 * r + 1] = right[r];
+  }
+}
+
+template <class T>
+void perceive(int64_t k, int64_t m, int64_t n, const T* weight, const T* psi, const Row<T>* row,
+              const T* Z, int64_t ldz, T* hidden, int64_t ldh, T* panel) {
+  constexpr int64_t kStrip = 2 * Vector<T>::width;
+  constexpr int kRows = 6;  // as many sums as registers hold
+  const int64_t p = psi ? 1 : 0, inputs = p + m;
+  alignas(64) T sums[kRows * kStrip];
+  for (int64_t start = 0; start < n; start += kPanel) {
+    const int64_t width = start + kPanel < n ? kPanel : n - start;
+    const int64_t strips = (width + kStrip - 1) / kStrip;
+    for (int64_t i = 0; i < inputs; ++i) {
+      const bool plain = i < p;
+      const T* x = plain ? psi + start : Z + (i - p) * ldz + start;
+      const Row<T> norm = plain ? Row<T>{} : row[i - p];
+      for (int64_t s = 0; s < strips; ++s) {
+        T* y = panel + (s * inputs + i) * kStrip;
+        const T* from = x + s * kStrip;
+        const int64_t there = width - s * kStrip < kStrip ? width - s * kStrip : kStrip;
+        if (plain || there < kStrip) {
+          for (int64_t j = 0; j < kStrip; ++j)
+            y[j] = j >= there ? T(0) : plain ? from[j] : relu(normalised(norm, from[j]));
+        } else {
+#pragma omp simd
+          for (int64_t j = 0; j < kStrip; ++j) y[j] = relu(normalised(norm, from[j]));
+        }
+      }
+    }
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t there = width - s * kStrip < kStrip ? width - s * kStrip : kStrip;
+      const T* y = panel + s * inputs * kStrip;
+      for (int64_t r = 0; r < k; r += kRows) {
+        const T* w = weight + r * inputs;
+        const int64_t rows = k - r < kRows ? k - r : kRows;
+        if (rows == 6) strip<T, 6>(inputs, w, y, sums);
+        if (rows == 5) strip<T, 5>(inputs, w, y, sums);
+        if (rows == 4) strip<T, 4>(inputs, w, y, sums);
+        if (rows == 3) strip<T, 3>(inputs, w, y, sums);
+        if (rows == 2) strip<T, 2>(inputs, w, y, sums);
+        if (rows == 1) strip<T, 1>(inputs, w, y, sums);
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t j = 0; j < there; ++j)
+            hidden[(r + i) * ldh + start + s * kStrip + j] = sums[i * kStrip + j];
+      }
+    }
   }
 }
 
@@ -191,8 +268,12 @@ void dot_columns(int64_t rows, int64_t n, const T* x, const T* y, T* sum) {
       T part[kColumns] = {};
       for (int64_t r = first; r < last; ++r) {
         const T *u = x + r * n + start, *v = y + r * n + start;
+        if (width == kColumns) {
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) part[i] += u[i] * v[i];
+          for (int64_t i = 0; i < kColumns; ++i) part[i] += u[i] * v[i];
+        } else {
+          for (int64_t i = 0; i < width; ++i) part[i] += u[i] * v[i];
+        }
       }
       for (int64_t i = 0; i < width; ++i) total[i] += part[i];
     }
@@ -218,9 +299,9 @@ void add(int64_t n, const T* x, T* y) {
 
 template <class T>
 constexpr Passes<T> table() {
-  return {stats<T>,      activate<T>,   weighted_sum<T>, weighted_sum_bwd<T>, weighted_sum_dx<T>,
-          mask<T>,       through<T>,    scale_columns<T>, scale_rows<T>,      dot_columns<T>,
-          dot_rows<T>,   add<T>};
+  return {stats<T>,           activate<T>, weighted_sum<T>, perceive<T>,      weighted_sum_bwd<T>,
+          weighted_sum_dx<T>, mask<T>,     through<T>,      scale_columns<T>, scale_rows<T>,
+          dot_columns<T>,     dot_rows<T>, add<T>};
 }
 
 constexpr Passes<float> kFloat = table<float>();

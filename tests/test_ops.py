@@ -1,0 +1,184 @@
+"""The raw operators: against their plain PyTorch oracle, and as torch.library wants them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from rga_fast import cpp, ops, testing_ops
+
+PLAIN = testing_ops.register()  # kept: the operators live as long as it does
+pytestmark = pytest.mark.skipif(cpp.ERROR is not None, reason=f"extension not built: {cpp.ERROR}")
+
+# embeddings, relations, appearance
+KINDS = [(2, True, True), (1, True, True), (0, True, True), (2, True, False), (0, False, True)]
+SIZES = [(3, 16, 12), (2, 13, 37), (3, 7, 1), (2, 1, 5), (5, 66, 130)]  # B, d, n
+ORDERS = ["by rows", "by columns"]
+
+
+class Case:
+    """Tensors of a branch in which nothing is trivial, and what each operator takes of them."""
+
+    def __init__(self, kind, size, order="by rows", dtype=torch.float64):
+        embeddings, relations, appearance = kind
+        B, d, n = size
+        generator = torch.Generator().manual_seed(0)
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+
+        def draw(*shape, dtype=compute, low=-1.0):
+            values = torch.rand(shape, generator=generator, dtype=torch.float64)
+            return (low + (1 - low) * values).to(dtype)
+
+        def norm(rows):
+            return torch.stack([draw(rows), draw(rows, low=0.5), draw(rows), draw(rows)])
+
+        def nodes():
+            if order == "by rows":
+                return draw(B, d, n, dtype=dtype)
+            return draw(B, n, d, dtype=dtype).transpose(1, 2)
+
+        c, m, k, p = max(1, d // 4), max(1, n // 4) * relations, 3, int(appearance)
+        r, q = (embeddings + p) * c, embeddings * c or d
+        two = (embeddings, c * p)
+        V, dout = nodes(), nodes()
+        E, dE, Z = (draw(B, rows, n, dtype=dtype) for rows in (r, r, m))
+        weight_e, weight_z, weight_h = draw(r, d), draw(m, 2 * n), draw(k, p + m)
+        weight_l, PQ, psi = draw(1, k), draw(B, m, q), draw(B, p, n)
+        hidden, logit, dhidden, dlogit = draw(B, k, n), draw(B, n), draw(B, k, n), draw(B, n)
+        norm_e, norm_z, norm_h, norm_l = norm(r), norm(m), norm(k), norm(1)
+        means_e, means_z, means_h, means_l = draw(2, r), draw(2, m), draw(2, k), draw(2, 1)
+        dnodes = draw(B, d if relations and not embeddings else 0, n, dtype=dtype)
+        layers = [(c, d)] * (embeddings + p) + [(m, 2 * n)] * relations + [(k, p + m), (1, k)]
+        self.arguments = {
+            "attention": (
+                V, [draw(*shape) for shape in layers],
+                [draw(rows, low=0.1) for rows, _ in layers for _ in range(4)],
+                [1e-5] * len(layers), *kind,
+            ),
+            "embed_fwd": (V, weight_e),
+            "relate_fwd": (V, E, norm_e, weight_z, *two),
+            "hidden_fwd": (psi, Z, norm_z, weight_h),
+            "logit_fwd": (hidden, norm_h, weight_l),
+            "gate_fwd": (V, logit, norm_l),
+            "gate_bwd": (dout, V, logit, norm_l),
+            "logit_bwd": (
+                V, E, norm_e, PQ, psi, norm_z, weight_h, norm_h, weight_l, logit, norm_l, dlogit,
+                means_l, *two,
+            ),
+            "hidden_bwd": (psi, Z, norm_z, weight_h, hidden, norm_h, means_h, weight_l, dlogit),
+            "relate_bwd": (
+                V, E, norm_e, weight_z, PQ, Z, norm_z, means_z, weight_h, dhidden, *two,
+            ),
+            "embed_bwd": (
+                dout, V, logit, norm_l, E, norm_e, means_e, weight_e, dE, dnodes, True, True,
+            ),
+        }  # fmt: skip
+
+    def tensors(self, name: str) -> list[Tensor]:
+        values = [a if isinstance(a, list) else [a] for a in self.arguments[name]]
+        return [t for value in values for t in value if isinstance(t, Tensor)]
+
+    def call(self, impl: str, name: str) -> tuple[Tensor, ...]:
+        result = getattr(getattr(torch.ops, ops.namespace(impl)), name)(*self.arguments[name])
+        return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.fixture
+def _poisoned():
+    """`torch.empty` returns NaN, in the extension, too."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.usefixtures("_poisoned")
+def test_float64_is_the_oracle(name, order, kind):
+    for size in SIZES:
+        case = Case(kind, size, order)
+        before = [tensor.clone() for tensor in case.tensors(name)]
+        expected = case.call("plain", name)
+        for actual, value in zip(case.call("cpp", name), expected, strict=True):
+            torch.testing.assert_close(actual, value, rtol=1e-10, atol=1e-10)
+        for tensor, copy in zip(case.tensors(name), before, strict=True):
+            assert torch.equal(tensor, copy), "an argument was written to"
+
+
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_other_dtypes(name, dtype):
+    """The plain operators round where these do, so few roundings lie between the two."""
+    case = Case(KINDS[0], (3, 16, 12), dtype=dtype)
+    for actual, expected in zip(case.call("cpp", name), case.call("plain", name), strict=True):
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+        if expected.numel() == 0:
+            continue
+        error = (actual.double() - expected.double()).abs().max()
+        assert error <= 16 * torch.finfo(dtype).eps * expected.double().abs().max()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+def test_any_number_of_threads(name, threads):
+    case = Case(KINDS[0], (5, 66, 130))
+    expected, before = case.call("plain", name), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for actual, value in zip(case.call("cpp", name), expected, strict=True):
+            torch.testing.assert_close(actual, value, rtol=1e-10, atol=1e-10)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_opcheck(name, order):
+    operator = getattr(getattr(torch.ops, ops.namespace("cpp")), name).default
+    for kind in (KINDS[0], KINDS[2], KINDS[4]):
+        torch.library.opcheck(operator, Case(kind, (3, 16, 12), order).arguments[name])
+
+
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+def test_empty_batch(name):
+    for kind in KINDS:
+        case = Case(kind, (0, 8, 6))
+        for actual, expected in zip(case.call("cpp", name), case.call("plain", name), strict=True):
+            assert actual.shape == expected.shape
+            if name.endswith("_bwd"):
+                assert not actual.any()
+
+
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+def test_products_of_the_dispatcher(name):
+    """Where torch exports no library function the dispatcher multiplies."""
+    case, extension = Case(KINDS[0], (3, 16, 12)), cpp.extension()
+    expected = case.call("cpp", name)
+    extension.use_gemm_library(False)
+    try:
+        assert extension.build_info()["products"] == "torch's dispatcher"
+        for actual, value in zip(case.call("cpp", name), expected, strict=True):
+            torch.testing.assert_close(actual, value, rtol=1e-10, atol=1e-10)
+    finally:
+        extension.use_gemm_library(True)
+
+
+def test_wrong_arguments_raise_with_words():
+    V, weight = torch.rand(2, 6, 5), torch.rand(3, 6)
+    embed = torch.ops.rga_fast_cpp.embed_fwd
+    with pytest.raises(RuntimeError, match=r"weight_e must be \(3, 6\), got \(3, 4\)"):
+        embed(V, weight[:, :4])
+    with pytest.raises(RuntimeError, match="weight_e has the wrong dtype"):
+        embed(V, weight.double())
+    with pytest.raises(RuntimeError, match="weight_e must be contiguous"):
+        embed(V, torch.rand(6, 3).t())
+    with pytest.raises(RuntimeError, match="dense, by rows or by columns"):
+        embed(torch.rand(2, 6, 10)[:, :, ::2], weight)
+
+
+def test_variance_survives_a_huge_mean():
+    """Statistics are centred: a mean of 1e4 does not eat a deviation of 1."""
+    V = (torch.randn(4, 6, 500) + 1e4).double()
+    expected = torch.ops.rga_fast_plain.embed_fwd(V, torch.eye(6).double())[1]
+    actual = torch.ops.rga_fast_cpp.embed_fwd(V.float(), torch.eye(6))[1]
+    torch.testing.assert_close(actual[1].double(), expected[1], rtol=1e-5, atol=0)
