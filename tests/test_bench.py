@@ -108,6 +108,19 @@ def test_a_wrong_result_is_not_timed(bench, tmp_path, capsys, monkeypatch, wrong
     assert "exceeds the budget" in capsys.readouterr().err
 
 
+def test_a_compiled_peer_is_timed_and_its_error_said(bench, tmp_path, capsys, monkeypatch):
+    def compiled(module, **options):
+        assert options == {"dynamic": False, "fullgraph": True}
+        return lambda x: module(x) * 1.001
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    path = tmp_path / "rows.json"
+    assert bench.main([*RUN, "reference,compiled-torch", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())
+    assert [row["impl"] for row in rows[:3]] == ["reference", "compiled-torch", "limit"]
+    assert "compiled-torch, timed all the same: out: relative error" in capsys.readouterr().err
+
+
 def test_unknown_names_are_listed(bench, capsys):
     with pytest.raises(SystemExit, match=r"expected some of reference, torch, .*got 'fast'"):
         bench.main([*RUN, "fast"])
