@@ -161,7 +161,7 @@ def _names(task: Task, seed: int) -> Iterator[tuple[int, int, str]]:
     cameras = rng.permutation(len(CAMERAS))[: rng.integers(2, len(CAMERAS) + 1)] + 1
     for camera in sorted(cameras.tolist()):
         frame = int(rng.integers(1, 90000))
-        for number in range(int(rng.integers(2, 6))):
+        for number in range(int(rng.integers(2, 5))):
             folder, box = TRAIN, 1
             if is_test(task.identity):
                 folder, box = (QUERY, 0) if number == 0 else (TEST, 1)

@@ -36,7 +36,7 @@ def trunk_radii(look: Look, puff: float) -> tuple[float, ...]:
     wide = (0.033, 0.052, 0.09, 0.106, 0.099, 0.091)
     shoulders = [r * body.shoulders * body.girth**0.5 for r in wide]
     hips = [0.083 * body.girth, 0.092 * body.hips * body.girth**0.5, 0.09 * body.hips]
-    loose = [1.0, 1.0, *[puff] * 4, 1 + (puff - 1) * 1.6, puff, puff]
+    loose = [1.0, 1.0, *[puff] * 4, 1 + (puff - 1) * 1.6, puff * 1.02, puff * 1.05]
     return tuple(body.height * r * f for r, f in zip(shoulders + hips, loose, strict=True))
 
 
@@ -44,7 +44,7 @@ def _trunk(look: Look, j: dict[str, Array], frame: Array) -> list[Part]:
     left, up, _ = frame
     puff, h = PUFF[look.top], look.body.height
     cloth = Cloth(look.top_colour, look.top_second, look.pattern, look.pattern_scale)
-    flat = 0.66 * look.body.girth**0.5
+    flat = 0.71 * look.body.girth**0.5
     paint = Torso(cloth, **_closure(look), **_straps(look))
     radii = trunk_radii(look, puff)
     parts = [

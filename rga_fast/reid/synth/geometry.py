@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]  # float32 wherever there are many
 UP: Array = np.array([0.0, 1.0, 0.0], np.float32)
 
 

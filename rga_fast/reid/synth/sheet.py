@@ -11,7 +11,7 @@ from rga_fast.reid.synth.cameras import CAMERAS
 from rga_fast.reid.synth.wardrobe import group_of
 
 MARGIN, HEADER, GAP = 34, 18, 10
-PAPER, INK = (255, 255, 255), (70, 70, 70)
+PAPER, INK, UNSEEN = (255, 255, 255), (70, 70, 70), (238, 238, 238)
 
 
 def contact_sheet(root: Path | str, blocks: int = 2, rows: int = 4) -> Image.Image:
@@ -52,9 +52,12 @@ def _paste_block(
         x = left + MARGIN + (camera - 1) * size[0]
         draw.text((x + 4, 3), f"camera {camera}", INK, font)
         for row, identity in enumerate(members):
+            y = HEADER + row * size[1]
             if camera in seen[identity]:
                 with Image.open(seen[identity][camera]) as image:
-                    sheet.paste(image, (x, HEADER + row * size[1]))
+                    sheet.paste(image, (x, y))
+            else:
+                draw.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), UNSEEN)
     for row, identity in enumerate(members):
         draw.text((left + 3, HEADER + (row + 0.45) * size[1]), f"{identity:04d}", INK, font)
 

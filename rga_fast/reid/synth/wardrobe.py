@@ -1,7 +1,7 @@
 """Who an identity is: body, skin, hair, garments, bag, hat.
 
-Identities come in groups of four that share the colours of their upper and lower garments, so that
-colour alone finds the group and never the person.
+Identities come in groups of four that share the colours of their upper and lower garments, and two
+of the four share the pattern as well, so that colour alone finds the group and never the person.
 """
 
 from __future__ import annotations
@@ -92,16 +92,14 @@ def group_of(identity: int) -> int:
 def look_of(identity: int, seed: int) -> Look:
     """The look of `identity` (from 1), from (seed, identity) alone."""
     palette = np.random.default_rng(np.random.SeedSequence((seed, 1, group_of(identity))))
-    upper, lower = str(palette.choice(UPPERS)), str(palette.choice(LOWERS))
-    # The four members start at four places of the group's own order of patterns, bags and hair.
-    orders = {
-        "pattern": palette.permutation(PATTERNS),
-        "bag": palette.permutation(BAGS),
-        "hair": palette.permutation(HAIR_STYLES),
-    }
     member = (identity - 1) % 12 // 3
+    upper, lower = str(palette.choice(UPPERS)), str(palette.choice(LOWERS))
+    second = _contrast(palette, upper)
+    patterns = palette.permutation(PATTERNS)[[0, 0, 1, 2]]
+    bags, hair = palette.permutation(BAGS), palette.permutation(HAIR_STYLES)
+    traits = {"pattern": patterns[member], "bag": bags[member], "hair": hair[member]}
     rng = np.random.default_rng(np.random.SeedSequence((seed, 2, identity)))
-    return _draw(rng, upper, lower, {k: str(v[member]) for k, v in orders.items()})
+    return _draw(rng, upper, lower, second, {name: str(value) for name, value in traits.items()})
 
 
 def stranger(rng: np.random.Generator) -> Look:
@@ -111,10 +109,13 @@ def stranger(rng: np.random.Generator) -> Look:
         "bag": str(rng.choice(BAGS)),
         "hair": str(rng.choice(HAIR_STYLES)),
     }
-    return _draw(rng, str(rng.choice(UPPERS)), str(rng.choice(LOWERS)), traits)
+    upper = str(rng.choice(UPPERS))
+    return _draw(rng, upper, str(rng.choice(LOWERS)), _contrast(rng, upper), traits)
 
 
-def _draw(rng: np.random.Generator, upper: str, lower: str, traits: dict[str, str]) -> Look:
+def _draw(
+    rng: np.random.Generator, upper: str, lower: str, second: str, traits: dict[str, str]
+) -> Look:
     hair, pattern = traits["hair"], traits["pattern"]
     feminine = float(np.clip(rng.normal({"bald": 0.05, "crop": 0.2}.get(hair, 0.55), 0.25), 0, 1))
     if hair in ("bob", "long", "ponytail", "bun"):
@@ -125,8 +126,6 @@ def _draw(rng: np.random.Generator, upper: str, lower: str, traits: dict[str, st
     bottom = str(rng.choice(BOTTOMS, p=np.array(bottoms) / sum(bottoms)))
     if top == "coat" and bottom == "shorts":
         bottom = "trousers"
-    dark = GARMENTS[upper][0] + GARMENTS[upper][1] + GARMENTS[upper][2] < 0.9
-    second = _contrast(rng, dark)
     shoes = str(rng.choice(("black", "white", "brown", "grey", "red", "navy")))
     accessory = ("black", "brown", "red", "navy", "khaki", "yellow", "grey", "purple")
     return Look(
@@ -141,7 +140,7 @@ def _draw(rng: np.random.Generator, upper: str, lower: str, traits: dict[str, st
         top_second=_shade(rng, GARMENTS[second], 0.02),
         pattern=pattern,
         pattern_scale=float(rng.choice((0.75, 1.0, 1.4))),
-        inner=_shade(rng, GARMENTS[_contrast(rng, dark)], 0.02),
+        inner=_shade(rng, GARMENTS[_contrast(rng, upper)], 0.02),
         bottom=bottom,
         bottom_colour=_shade(
             rng, DENIM if bottom == "jeans" and lower == "blue" else GARMENTS[lower], 0.025
@@ -168,10 +167,15 @@ def _body(rng: np.random.Generator, feminine: float) -> Body:
     )
 
 
-def _contrast(rng: np.random.Generator, dark: bool) -> str:
+def _contrast(rng: np.random.Generator, upper: str) -> str:
+    """A garment colour that stands out from `upper`."""
     light = ("white", "grey", "khaki", "yellow", "pink", "red")
     deep = ("black", "navy", "brown", "blue", "green", "red")
-    return str(rng.choice(light if dark else deep, p=(0.36, 0.2, 0.14, 0.1, 0.1, 0.1)))
+    return str(
+        rng.choice(
+            light if sum(GARMENTS[upper]) < 0.9 else deep, p=(0.36, 0.2, 0.14, 0.1, 0.1, 0.1)
+        )
+    )
 
 
 def _shade(rng: np.random.Generator, colour: Colour, spread: float) -> Colour:
