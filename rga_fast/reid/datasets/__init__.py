@@ -33,7 +33,8 @@ LAYOUTS = (
     "Market-1501 and repacks like it (bounding_box_train/, query/, bounding_box_test/)",
     "CUHK03 (labeled/ or detected/ with these folders, images_labeled/, cuhk-03.mat)",
     "MSMT17 (train/ and test/ or mask_train_v2/ and mask_test_v2/, list_train.txt)",
-    "own images (train/, query/ and gallery/, or one folder per identity, or a CSV file with the columns path,identity,camera,split)",
+    "own images (train/, query/ and gallery/ with a folder per identity; a folder per identity; "
+    "a CSV file with the columns path,identity,camera,split)",
 )
 
 

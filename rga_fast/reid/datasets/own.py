@@ -156,9 +156,7 @@ def _divided(root: Path, rows: list[Row]) -> dict[str, list[Row]]:
         )
     held_out = set(identities[HELD_OUT - 1 :: HELD_OUT])
     gallery = [row for row in rows if row[1] in held_out]
-    first_seen = {
-        (identity, camera): row for row in reversed(gallery) for _, identity, camera in [row]
-    }
+    first_seen = {row[1:]: row for row in reversed(gallery)}  # by identity and camera
     return {
         "train": [row for row in rows if row[1] not in held_out],
         "query": list(first_seen.values()),
@@ -210,9 +208,9 @@ def _own_data(root: Path, source: Path, rows: dict[str, list[Row]], layout: str)
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:
-    """Whole numbers as they are, unless two names mean the same one; other names from 1."""
+    """Whole numbers as they are, unless too long or two mean the same one; other names from 1."""
     unique = sorted(set(names))
-    if all(name.isdecimal() for name in unique):
+    if all(name.isdecimal() and len(name) < 10 for name in unique):
         numbers = {name: int(name) for name in unique}
         if len(set(numbers.values())) == len(unique):
             return numbers
