@@ -33,11 +33,12 @@ def read_protocol(source: Path) -> dict[str, Any]:
         raise _missing(source, "scipy") from error
     try:
         content = loadmat(source, variable_names=["filelist", *PROTOCOL_ARRAYS])
-    except (ValueError, TypeError, NotImplementedError, OSError, zlib.error) as error:
+    except Exception as error:  # whatever damaged bytes lead scipy into
         start = source.read_bytes()[:20]
+        hint = "; this looks like a web page saved under this name" if b"<" in start else ""
         raise ValueError(
-            f"{source}: expected a MATLAB 5 file, got one that starts with {start!r} ({error}); "
-            "a web page saved under this name is the usual reason"
+            f"{source}: expected a whole MATLAB 5 file, got one that starts with {start!r} "
+            f"({error}){hint}"
         ) from error
     missing = [name for name in ("filelist", *PROTOCOL_ARRAYS) if name not in content]
     if missing:
