@@ -189,8 +189,8 @@ def _csv_row(where: str, fields: dict[str, str | None]) -> tuple[str, Row]:
 
 
 def _own_data(root: Path, source: Path, rows: dict[str, list[Row]], layout: str) -> ReidData:
-    everything = [row for split in SPLITS for row in rows[split]]
-    without = [path for path, _, camera in everything if not camera]
+    everything = {row for split in SPLITS for row in rows[split]}
+    without = sorted(path for path, _, camera in everything if not camera)
     if without and len(without) < len(everything):
         raise ValueError(
             f"{root / without[0]}: expected a camera (_c2_) in every image's name or in none, "
