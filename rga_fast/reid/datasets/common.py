@@ -152,7 +152,7 @@ def image_names(folder: Path) -> list[str]:
 def require_files(root: Path, paths: Iterable[str], source: Path) -> None:
     """FileNotFoundError unless all `paths`, which `source` lists, are there."""
     listed = list(paths)
-    missing = [path for path in listed if not (root / path).is_file()]
+    missing = [path for path in listed if not os.path.isfile(os.path.join(root, path))]
     if missing:
         raise FileNotFoundError(
             f"{source}: {len(missing)} of the {len(listed)} images it lists are missing, "

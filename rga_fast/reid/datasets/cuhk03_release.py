@@ -79,7 +79,7 @@ def extract_images(release: Path, boxes: str, names: list[str], target: Path) ->
             partial.chmod(0o755)
             for name, cell in zip(names, cells, strict=True):
                 pixels = file[cell][:].T  # MATLAB's order: (3, W, H) in the file
-                Image.fromarray(np.ascontiguousarray(pixels)).save(partial / name)
+                Image.fromarray(np.ascontiguousarray(pixels)).save(partial / name, compress_level=1)
             _rename(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
