@@ -65,7 +65,13 @@ def extension_options():
 
 
 setup(
-    packages=["rga_fast", "rga_fast.reid", "rga_fast.reid.synth", "rga_fast.kernels"],
+    packages=[
+        "rga_fast",
+        "rga_fast.reid",
+        "rga_fast.reid.datasets",
+        "rga_fast.reid.synth",
+        "rga_fast.kernels",
+    ],
     package_dir={"rga_fast": "rga_fast", "rga_fast.kernels": "kernels"},
     **extension_options(),
 )

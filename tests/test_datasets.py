@@ -171,7 +171,7 @@ def test_folder_without_images(tree):
 def test_folder_of_junk_only(tree):
     for file in (tree / QUERY).iterdir():
         file.unlink()
-    write(tree, QUERY, [name(-1, 1), name(0, 1)])
+    write(tree, QUERY, [name(-1, 1), name(-1, 2)])
     with pytest.raises(ValueError, match="all 2 images are junk"):
         open_dataset(tree)
 

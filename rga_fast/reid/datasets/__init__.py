@@ -1,0 +1,84 @@
+"""Which images a data set holds, of whom, from which camera. Reads names, opens no image."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+from rga_fast.reid.datasets.common import ReidData, Split, SplitCounts, existing_folder
+from rga_fast.reid.datasets.cuhk03 import is_cuhk03, load_cuhk03
+from rga_fast.reid.datasets.join import join_training
+from rga_fast.reid.datasets.market1501 import load_market1501, market_root
+from rga_fast.reid.datasets.msmt17 import load_msmt17, msmt17_root
+from rga_fast.reid.datasets.own import csv_in, has_identity_folders, load_csv, load_folders
+from rga_fast.reid.datasets.report import DataReport, dataset_report
+
+__all__ = [
+    "DataReport",
+    "ReidData",
+    "Split",
+    "SplitCounts",
+    "dataset_report",
+    "join_training",
+    "load_csv",
+    "load_cuhk03",
+    "load_folders",
+    "load_market1501",
+    "load_msmt17",
+    "open_dataset",
+]
+
+LAYOUTS = (
+    "Market-1501 and repacks like it (bounding_box_train/, query/, bounding_box_test/)",
+    "CUHK03 (labeled/ or detected/ with these folders, images_labeled/, cuhk-03.mat)",
+    "MSMT17 (train/ and test/ or mask_train_v2/ and mask_test_v2/, list_train.txt)",
+    "own images (train/, query/ and gallery/ with a folder per identity; a folder per identity; "
+    "a CSV file with the columns path,identity,camera,split)",
+)
+
+
+def open_dataset(
+    path: str | os.PathLike[str], *, boxes: str | None = None, val_trains: bool = True
+) -> ReidData:
+    """Recognises the layout of the data set at `path`, a folder or a CSV file, and reads it.
+
+    `boxes` chooses between CUHK03's `labeled` (the default) and `detected`, `val_trains` says
+    whether MSMT17's validation images train (the default); other data sets ignore them.
+
+    FileNotFoundError or NotADirectoryError if there is no such folder, ValueError if its layout is
+    not known; otherwise the errors of the layout's own reader. UserWarning if no query is valid,
+    that is, has an image of its identity from another camera in the gallery.
+    """
+    data = _load(Path(path), boxes, val_trains)
+    if not data.valid_queries().any():
+        cameras = len({*data.query.cameras.tolist(), *data.gallery.cameras.tolist()})
+        warnings.warn(
+            f"{path}: no valid query remains: the gallery shows none of the query identities from "
+            f"another camera ({cameras} in all), so that nothing can be evaluated",
+            stacklevel=2,
+        )
+    return data
+
+
+def _load(path: Path, boxes: str | None, val_trains: bool) -> ReidData:
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return load_csv(path)
+    folder = existing_folder(path)
+    if market_root(folder) is not None:
+        return load_market1501(folder)
+    if is_cuhk03(folder):
+        return load_cuhk03(folder, boxes=boxes)
+    if msmt17_root(folder) is not None:
+        return load_msmt17(folder, val_trains=val_trains)
+    table = csv_in(folder)
+    if table is not None:
+        return load_csv(table)
+    if has_identity_folders(folder):
+        return load_folders(folder)
+    found = sorted(entry.name for entry in folder.iterdir())
+    shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
+    raise ValueError(
+        f"{folder}: not a known data set layout. Expected {'; '.join(LAYOUTS)}; "
+        f"found {shown or 'an empty folder'}"
+    )

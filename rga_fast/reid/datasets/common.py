@@ -1,0 +1,170 @@
+"""What a data set is once it has been read, and what all readers need."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+SPLITS = ("train", "query", "gallery")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The images of one split, in the order of their sorted paths.
+
+    `paths` are relative to `root`, with forward slashes; `identities` and `cameras` are int64 (N,),
+    read-only, numbered as in the data set. `dropped` counts the files that were left out: junk, and
+    distractors outside the gallery.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    identities: np.ndarray
+    cameras: np.ndarray
+    dropped: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("identities", "cameras"):
+            array = getattr(self, name)
+            if array.shape != (len(self.paths),):
+                raise ValueError(
+                    f"Split: {name} must be ({len(self.paths)},), one per path, got {array.shape}"
+                )
+            array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def file(self, index: int) -> Path:
+        """Where image `index` lies."""
+        return self.root / self.paths[index]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 (N,): the identities numbered from 0 without gaps, in their sorted order."""
+        labels = np.unique(self.identities, return_inverse=True)[1].astype(np.int64)
+        labels.setflags(write=False)
+        return labels
+
+
+class SplitCounts(NamedTuple):
+    """A row of the table of counts. `images` = those of `identities` persons + `distractors`."""
+
+    split: str
+    images: int
+    identities: int
+    cameras: int
+    distractors: int
+    dropped: int
+
+
+@dataclass(frozen=True, eq=False)
+class ReidData:
+    """A re-identification data set: who trains, who is searched for, and where.
+
+    The people of `train` are never those of `query` and `gallery`, even where their numbers meet.
+    Gallery images of `distractor_identity` (None: the data set has none) show nobody who is
+    searched for; they stay in the gallery under that number, which no query has. `layout` says in
+    words which files were read.
+    """
+
+    name: str
+    train: Split
+    query: Split
+    gallery: Split
+    distractor_identity: int | None = None
+    layout: str = ""
+
+    def counts(self) -> list[SplitCounts]:
+        """Images, identities, cameras, distractors and dropped files of each split."""
+        rows = []
+        for name in SPLITS:
+            split: Split = getattr(self, name)
+            identities = set(np.unique(split.identities).tolist()) - {self.distractor_identity}
+            distractors = int((split.identities == self.distractor_identity).sum())
+            cameras = len(np.unique(split.cameras))
+            row = SplitCounts(
+                name, len(split), len(identities), cameras, distractors, split.dropped
+            )
+            rows.append(row)
+        return rows
+
+    def valid_queries(self) -> np.ndarray:
+        """bool (Q,): whether the gallery shows the query's identity from another camera.
+
+        Queries without such an image are skipped by the evaluation (Market-1501's rule).
+        """
+        gallery, query = self.gallery, self.query
+        seen = Counter(gallery.identities.tolist())
+        pairs = zip(gallery.identities.tolist(), gallery.cameras.tolist(), strict=True)
+        seen_there = Counter(pairs)
+        queries = zip(query.identities.tolist(), query.cameras.tolist(), strict=True)
+        return np.array([seen[person] > seen_there[person, camera] for person, camera in queries])
+
+
+class Record(NamedTuple):
+    """An image: its path relative to the data set's folder, who it shows, and from which camera."""
+
+    path: str
+    identity: int
+    camera: int
+
+
+def split_of(root: Path, records: Iterable[Record], dropped: int = 0) -> Split:
+    """Sorts by path, so that labels do not depend on the file system or on a list's order."""
+    paths, identities, cameras = zip(*sorted(records), strict=True)
+    return Split(root, paths, int64(identities), int64(cameras), dropped)
+
+
+def int64(values: Iterable[int]) -> np.ndarray:
+    return np.fromiter(values, dtype=np.int64)
+
+
+def existing_folder(path: str | os.PathLike[str]) -> Path:
+    folder = Path(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: expected the folder of a data set, got a file")
+    return folder
+
+
+def image_names(folder: Path) -> list[str]:
+    """The names of the images directly in `folder`, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMAGE_SUFFIXES)
+            and not entry.name.startswith(".")
+            and entry.is_file()
+        )
+
+
+def require_files(root: Path, paths: Iterable[str], source: Path) -> None:
+    """FileNotFoundError unless all `paths`, which `source` lists, are there."""
+    listed = list(paths)
+    missing = [path for path in listed if not os.path.isfile(os.path.join(root, path))]
+    if missing:
+        raise FileNotFoundError(
+            f"{source}: {len(missing)} of the {len(listed)} images it lists are missing, "
+            f"the first is {root / missing[0]}"
+        )
+
+
+def require_identities(source: Path, train: Split) -> None:
+    """ValueError unless at least two people train."""
+    identities = np.unique(train.identities)
+    if len(identities) < 2:
+        raise ValueError(
+            f"{source}: training needs images of at least 2 identities, "
+            f"got only identity {identities[0]}"
+        )
