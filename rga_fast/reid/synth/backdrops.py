@@ -147,8 +147,7 @@ def corridor(stage: Stage) -> None:
             )
             poster = (at > 2.1) & (at < 2.9) & (y > 1.3) & (y < 2.3)
             sheet = np.stack([cell_noise(z + shift, y * 0 + 1, salt) for salt in (1, 2, 3)])
-            rgb = choose(poster, (0.3 + 0.6 * sheet) * value, rgb)
-            return rgb
+            return choose(poster, (0.3 + 0.6 * sheet) * value, rgb)
 
         return paint
 

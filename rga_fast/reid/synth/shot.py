@@ -176,7 +176,7 @@ def _weather(light: Light, rng: np.random.Generator) -> Light:
 def _shadow(
     camera: Camera, light: Light, parts: list[Part], box: Box, size: tuple[int, int]
 ) -> Array:
-    height, width = size
+    height, _width = size
     soft = ImageFilter.GaussianBlur(max(camera.softness * height, 0.5))
     cast = Image.fromarray(shadow_mask(parts, camera.view, light.direction, box, size))
     low = [part for part in parts if min(part.a[1], part.b[1]) < 0.3]
