@@ -187,10 +187,10 @@ def park(stage: Stage) -> None:
     for x, z in ((-9, 30), (-3, 34), (2.5, 31), (8, 33), (14, 30), (-15, 33)):
         stage.tubes(tree(rng, x, z, GREENS[rng.integers(3)], 8.5), shadow=0)
         stage.tubes(foliage(rng, (x + 2, 1.2, z + 1), 3.2, GREENS[rng.integers(3)], 14), shadow=0.2)
-    for x, z, tall in ((-5.4, 16, 6.5), (5.8, 13.5, 6.0), (-4.4, 9.6, 5.5), (4.4, 21, 7)):
+    for x, z, tall in ((-5.4, 16, 6.5), (5.8, 13.5, 6.0), (-4.4, 9.6, 5.5), (4.4, 21, 7)):  # type: ignore[assignment]
         stage.tubes(tree(rng, x, z, GREENS[rng.integers(3)], tall))
     stage.tubes(bench(-2.75, 12.0, (0.42, 0.28, 0.16)) + lamp_post(2.7, 10.5, (0.13, 0.2, 0.16)))
-    for x, z, size in ((3.1, 6.6, 0.75), (-3.3, 7.4, 0.7), (-1.95, 4.3, 0.5)):
+    for x, z, size in ((3.1, 6.6, 0.75), (-3.3, 7.4, 0.7), (-1.95, 4.3, 0.5)):  # type: ignore[assignment]
         stage.tubes(foliage(rng, (x, 0.4, z), size, GREENS[rng.integers(3)], 26))
     stage.fog((0.85, 0.86, 0.78), 70)
 

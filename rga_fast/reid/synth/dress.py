@@ -61,7 +61,11 @@ def _trunk(look: Look, j: dict[str, Array], frame: Array) -> list[Part]:
                 j["waist"], j["pelvis"] - hem * h * up,
                 (radii[6] * 1.02, radii[7] * 1.07, radii[8] * (1.14 + 0.9 * (hem > 0.1) * 0.3)),
                 left, Cloth(
-                    look.top_colour, look.top_second, look.pattern, look.pattern_scale, start=0.24 * h
+                    look.top_colour,
+                    look.top_second,
+                    look.pattern,
+                    look.pattern_scale,
+                    start=0.24 * h,
                 ) if look.pattern in ("hstripes", "vstripes", "checks", "dots")
                 else Plain(look.top_colour),
                 (0.0, 0.5, 1.0), flat + 0.08, flat=True, keep=keep, folds=FOLDS[look.top],

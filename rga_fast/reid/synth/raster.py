@@ -104,7 +104,7 @@ class _Canvas:
 def rasterise(
     parts: list[Part], view: View, box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> Visible:
-    """Draws `parts` as seen in `box` = (left, top, right, bottom) of the frame, at `size` (H, W)."""
+    """Draws `parts` in `box` = (left, top, right, bottom) of the frame, at `size` (H, W)."""
     a = np.array([part.a for part in parts], np.float32)
     b = np.array([part.b for part in parts], np.float32)
     axis = _units(b - a, (0.0, -1.0, 0.0))

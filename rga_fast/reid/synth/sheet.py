@@ -70,6 +70,8 @@ def _pictures(root: Path) -> dict[int, dict[int, Path]]:
         if int(identity) > 0:
             seen[int(identity)].setdefault(int(camera[1]), path)
     if not seen:
-        raise FileNotFoundError(f"contact_sheet: no data set in {root}: expected JPEG files such as "
-                                f"bounding_box_train/0001_c1s1_000001_01.jpg")  # fmt: skip
+        raise FileNotFoundError(
+            f"contact_sheet: no data set in {root}: expected JPEG files such as "
+            "bounding_box_train/0001_c1s1_000001_01.jpg"
+        )
     return dict(seen)
