@@ -36,26 +36,6 @@ inline Tensor make(const Tensor& like, std::initializer_list<int64_t> shape, Sca
   return torch::stable::new_empty(like, {shape.begin(), shape.size()}, dtype);
 }
 
-// The nodes of a map, V (B, d, n): each image dense, by rows (d x n) or by columns (n x d).
-struct Nodes {
-  int64_t B, d, n;
-  bool by_rows;
-
-  explicit Nodes(const Tensor& V, const char* name = "V") : B(0), d(0), n(0), by_rows(true) {
-    STD_TORCH_CHECK(V.dim() == 3 && V.is_cpu(), "rga_fast: ", name,
-                    " must be a CPU tensor (B, d, n), got ", shape_text(V));
-    B = V.size(0), d = V.size(1), n = V.size(2);
-    const auto dense = [&](int64_t row, int64_t column) {
-      return (d == 1 || V.stride(1) == row) && (n == 1 || V.stride(2) == column);
-    };
-    by_rows = dense(n, 1);
-    STD_TORCH_CHECK(
-        V.numel() == 0 || ((B == 1 || V.stride(0) == d * n) && (by_rows || dense(1, d))),
-        "rga_fast: the images of ", name, " must be dense, by rows or by columns");
-  }
-  int64_t size() const { return d * n; }
-};
-
 // Nodes n0 to n1 of an image: an operand of a product, or the block itself.
 template <class T>
 struct NodeBlock {
