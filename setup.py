@@ -6,9 +6,14 @@ it loads in the later ones.
 """
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from pathlib import Path
 
 from setuptools import setup
 
@@ -23,13 +28,55 @@ COMPILE = [
     "-fvisibility=hidden",
     f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
 ]
+# Ampere and what runs its code, Hopper, and by way of PTX whatever comes later.
+NVCC = [
+    "-std=c++20",
+    "-O3",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-gencode=arch=compute_80,code=[sm_80,compute_80]",
+    "-gencode=arch=compute_90a,code=sm_90a",
+]
 LINK = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"] if sys.platform == "linux" else []
+
+
+def cuda_toolkit():
+    """The folder of the CUDA toolkit; None without one. `nvcc` on the PATH may be a wrapper."""
+    top = os.environ.get("CUDA_HOME")
+    if top is None and shutil.which("nvcc"):
+        asked = ["nvcc", "--dryrun", "-x", "cu", os.devnull]
+        said = subprocess.run(asked, capture_output=True, text=True).stderr
+        top = (re.findall(r"TOP=(\S+)", said) or [None])[0]
+    return Path(top).resolve() if top and (Path(top) / "include/cuda_runtime.h").exists() else None
+
+
+def add_cuda(extension, folder):
+    """Compiles csrc/cuda by nvcc alone and adds it to the extension, which finds torch's CUDA when
+    it is loaded: no header or library of a CUDA torch is needed."""
+    toolkit = cuda_toolkit()
+    if toolkit is None:
+        raise RuntimeError("torch has CUDA, but no CUDA toolkit (nvcc, CUDA_HOME) was found")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    sources = sorted(glob("csrc/cuda/*.cu"))
+    objects = [str(Path(folder, Path(source).name + ".o")) for source in sources]
+    commands = [
+        [str(toolkit / "bin/nvcc"), *NVCC, "-c", source, "-o", target]
+        for source, target in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        list(pool.map(lambda command: subprocess.run(command, check=True), commands))
+    extension.sources += sorted(glob("csrc/cuda/*.cpp"))
+    extension.extra_objects += objects
+    extension.define_macros.append(("RGA_CUDA", '"sm_80, sm_90a"'))
+    extension.library_dirs += [str(path) for path in toolkit.glob("targets/*/lib")]
+    extension.library_dirs.append(str(toolkit / "lib64"))
+    extension.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 
 
 def extension_options():
     """The arguments of `setup` that build rga_fast._C; none where torch cannot be imported."""
     try:
         import pybind11
+        import torch
         from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
     except ImportError as error:
         warnings.warn(f"rga_fast is installed without its extension: {error}", stacklevel=2)
@@ -38,14 +85,24 @@ def extension_options():
 
     class OptionalBuild(BuildExtension):
         def build_extensions(self):
+            if torch.version.cuda is not None:
+                self.attempt(
+                    lambda: add_cuda(self.extensions[0], f"{self.build_temp}/cuda"),
+                    "its CUDA kernels",
+                )
+            if not self.attempt(super().build_extensions, "its compiled extension"):
+                self.extensions = []
+
+        def attempt(self, build, what):
             try:
-                super().build_extensions()
+                build()
+                return True
             except Exception as error:
                 if os.environ.get("RGA_FAST_REQUIRE_EXTENSION"):
                     raise
-                self.extensions = []
-                message = f"rga_fast is installed WITHOUT its compiled extension: {error}"
+                message = f"rga_fast is installed WITHOUT {what}: {error}"
                 print(f"\n{'!' * 80}\n{message}\n{'!' * 80}\n", file=sys.stderr)
+                return False
 
     sanitizers = os.environ.get("RGA_FAST_SANITIZE", "")  # docs/sanitizers.md
     checked = [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g1"] if sanitizers else []

@@ -25,6 +25,9 @@ py::dict build_info() {
   info["compiler"] = compiler();
   info["instruction_set"] = rga::instruction_set();
   info["products"] = rga::gemm_library();
+#ifdef RGA_CUDA  // how the kernels of csrc/cuda were compiled
+  info["cuda"] = RGA_CUDA;
+#endif
   return info;
 }
 

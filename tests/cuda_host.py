@@ -4,7 +4,6 @@ import functools
 import hashlib
 import os
 import subprocess
-import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,15 @@ from rga_fast import ops
 
 ROOT = Path(__file__).parent.parent
 KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-COMMON = ["-std=c++20", "-fPIC", "-fno-strict-aliasing", "-fvisibility=hidden", "-DRGA_EMULATE", "-I", "tests/emulate"]
+COMMON = [
+    "-std=c++20",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-fvisibility=hidden",
+    "-DRGA_EMULATE",
+    "-I",
+    "tests/emulate",
+]
 FLAGS = [*COMMON, "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 LINK = ["-ltorch", "-ltorch_cpu", "-lc10"]
 

@@ -87,6 +87,28 @@ RGA_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// A cluster of blocks: its barrier, and the place of `shared` in the memory of its block `rank`.
+RGA_DEVICE void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+#endif
+}
+template <class T>
+RGA_DEVICE T* cluster_shared(T* shared, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  uint64_t address;
+  asm volatile("mapa.u64 %0, %1, %2;"
+               : "=l"(address)
+               : "l"(reinterpret_cast<uint64_t>(shared)), "r"(rank));
+  return reinterpret_cast<T*>(address);
+#else
+  return shared;
+#endif
+}
+
 RGA_DEVICE void copy16(void* to, const void* from) {
   *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
 }
@@ -94,6 +116,14 @@ RGA_DEVICE void copy16(void* to, const void* from) {
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess)
     throw std::runtime_error(std::string("rga_fast: ") + what + ": " + cudaGetErrorString(status));
+}
+
+// Whether the current device runs the code for clusters, that for sm_90a.
+inline bool has_clusters() {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
+  return major == 9;
 }
 
 // `blocks` blocks of `threads` threads with `shared` bytes of dynamic shared memory, in clusters.

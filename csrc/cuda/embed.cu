@@ -6,8 +6,8 @@ namespace {
 
 template <class S, bool kByRows>
 RGA_KERNEL(kThreads)
-embed_fwd_kernel(const S* V, const Compute<S>* weight, S* E, Compute<S>* partial, int d, int n,
-                 int r, int64_t chunks) {
+embed_fwd_kernel(const S* V, const Compute<S>* weight, S* E, double* partial, int d, int n, int r,
+                 int64_t chunks) {
   using T = Compute<S>;
   auto& shared = *shared_memory<Shared<S>>();
   const TileOfImage tile(r, n);
@@ -30,7 +30,7 @@ embed_fwd_kernel(const S* V, const Compute<S>* weight, S* E, Compute<S>* partial
       store8(to + row * n + tile.n0 + j, values, valid, aligned);
     }
     if (partial) {
-      T* mean = inside && j == 0 ? partial + row * chunks + tile.chunk : nullptr;
+      double* mean = inside && j == 0 ? partial + row * chunks + tile.chunk : nullptr;
       row_statistics(v, valid, count, mean, mean ? mean + r * chunks : nullptr);
     }
   });
@@ -106,9 +106,9 @@ void forward(const Shape& s, const void* V, const void* weight, void* E, void* p
   const auto kernel = s.by_rows ? embed_fwd_kernel<S, true> : embed_fwd_kernel<S, false>;
   launch(kernel, s.chunks() * tiles(s.r), kThreads, sizeof(Shared<S>), stream, 1,
          static_cast<const S*>(V), static_cast<const T*>(weight), static_cast<S*>(E),
-         static_cast<T*>(partial), s.d, s.n, s.r, s.chunks());
+         static_cast<double*>(partial), s.d, s.n, s.r, s.chunks());
   if (partial)
-    merge_statistics(s, s.r, static_cast<const T*>(partial), static_cast<T*>(stats), stream);
+    merge_statistics(s, s.r, static_cast<const double*>(partial), static_cast<T*>(stats), stream);
 }
 
 template <class S>

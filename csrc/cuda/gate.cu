@@ -52,7 +52,7 @@ gate_by_columns_kernel(const S* V, const Compute<S>* logit, Norm<Compute<S>> nor
 template <class S, bool kByRows>
 RGA_KERNEL(kThreads)
 gate_bwd_kernel(const S* dout, const S* V, const Compute<S>* logit, Norm<Compute<S>> norm,
-                Compute<S>* dlogit, Compute<S>* partial, int d, int n, int64_t chunks) {
+                Compute<S>* dlogit, double* partial, int d, int n, int64_t chunks) {
   using T = Compute<S>;
   const int pieces = (n + kChunk - 1) / kChunk, thread = static_cast<int>(thread_index());
   const int64_t chunk = block_index(), b = chunk / pieces;
@@ -139,9 +139,9 @@ void gate_bwd(const Shape& s, const void* dout, const void* V, const void* logit
     const auto kernel = s.by_rows ? gate_bwd_kernel<S, true> : gate_bwd_kernel<S, false>;
     launch(kernel, s.chunks(), kThreads, 16 * kChunk * sizeof(T), stream, 1,
            static_cast<const S*>(dout), static_cast<const S*>(V), static_cast<const T*>(logit),
-           Norm<T>(norm_l, 1), static_cast<T*>(dlogit), static_cast<T*>(partial), s.d, s.n,
+           Norm<T>(norm_l, 1), static_cast<T*>(dlogit), static_cast<double*>(partial), s.d, s.n,
            s.chunks());
-    merge_sums(s, 2, static_cast<const T*>(partial), static_cast<T*>(sums_l), stream);
+    merge_sums(s, 2, static_cast<const double*>(partial), static_cast<T*>(sums_l), stream);
   });
 }
 

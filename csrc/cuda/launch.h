@@ -94,4 +94,9 @@ struct Scratch {
 void attention(const Shape&, const Layer* layers, int count, const void* V, const Scratch&,
                void* out, StreamHandle);
 
+// The same in one launch of thread-block clusters; false, and nothing done, where the device has
+// none or the image does not fit.
+bool attention_in_clusters(const Shape&, const Layer* layers, const void* V, void* out,
+                           StreamHandle);
+
 }  // namespace rga::cuda

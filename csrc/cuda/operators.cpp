@@ -130,7 +130,9 @@ struct Call {
     return torch::stable::new_empty(like, {size.begin(), size.size()}, type);
   }
   // Scratch for `values` sums over the nodes.
-  Tensor partial(int64_t values) const { return make({values * shape.chunks()}); }
+  Tensor partial(int64_t values) const {
+    return make({values * shape.chunks()}, ScalarType::Double);
+  }
 
   const Tensor& like;
   ScalarType map_type, compute;
@@ -374,7 +376,9 @@ Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tenso
                     "rga_fast: the weight of layer ", i, " does not fit, it is ",
                     shape_text(weights[i]));
   }
-  if (V.numel() == 0) return out;
+  if (V.numel() == 0 || cuda::attention_in_clusters(s, layers.data(), V.const_data_ptr(), data(out),
+                                                    call.device.stream))
+    return out;
 
   const int all = r + m + s.k + 1;
   const Tensor table = call.make({4 * int64_t{all}}), weight_e = call.make({r, s.d});

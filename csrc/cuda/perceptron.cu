@@ -8,7 +8,7 @@ namespace {
 template <class S>
 RGA_KERNEL(kThreads)
 hidden_fwd_kernel(const Compute<S>* psi, const S* Z, Norm<Compute<S>> norm_z,
-                  const Compute<S>* weight, Compute<S>* hidden, Compute<S>* partial, int n, int m,
+                  const Compute<S>* weight, Compute<S>* hidden, double* partial, int n, int m,
                   int k, int p, int64_t chunks) {
   using T = Compute<S>;
   auto& shared = *shared_memory<Shared<S>>();
@@ -26,7 +26,7 @@ hidden_fwd_kernel(const Compute<S>* psi, const S* Z, Norm<Compute<S>> norm_z,
     for (int x = 0; x < kEight; ++x) values.x[x] = v[x];
     if (row < k) store8(to + row * n + tile.n0 + j, values, valid, aligned);
     if (partial) {
-      T* mean = row < k && j == 0 ? partial + row * chunks + tile.chunk : nullptr;
+      double* mean = row < k && j == 0 ? partial + row * chunks + tile.chunk : nullptr;
       row_statistics(v, valid, least(kTile, n - tile.n0), mean, mean ? mean + k * chunks : nullptr);
     }
   });
@@ -34,7 +34,7 @@ hidden_fwd_kernel(const Compute<S>* psi, const S* Z, Norm<Compute<S>> norm_z,
 
 template <class T>
 RGA_KERNEL(kThreads)
-logit_fwd_kernel(const T* hidden, Norm<T> norm_h, const T* weight, T* logit, T* partial, int n,
+logit_fwd_kernel(const T* hidden, Norm<T> norm_h, const T* weight, T* logit, double* partial, int n,
                  int k, int64_t chunks) {
   const int pieces = (n + kChunk - 1) / kChunk;
   const int64_t chunk = block_index(), b = chunk / pieces;
@@ -57,7 +57,7 @@ logit_fwd_kernel(const T* hidden, Norm<T> norm_h, const T* weight, T* logit, T* 
   T v[kEight];
   const int node = thread % kEight * kEight;
   for (int i = 0; i < kEight; ++i) v[i] = scratch[node + i];
-  T* mean = thread == 0 ? partial + chunk : nullptr;
+  double* mean = thread == 0 ? partial + chunk : nullptr;
   row_statistics(v, count - node, count, mean, mean ? mean + chunks : nullptr);
 }
 
@@ -66,7 +66,7 @@ logit_fwd_kernel(const T* hidden, Norm<T> norm_h, const T* weight, T* logit, T* 
 template <class T>
 RGA_KERNEL(kThreads)
 logit_bwd_kernel(const T* hidden, Norm<T> norm_h, const T* weight, const T* logit, Norm<T> norm_l,
-                 const T* dlogit, T* dl, T* partial, int n, int k, int64_t chunks) {
+                 const T* dlogit, T* dl, double* partial, int n, int k, int64_t chunks) {
   const int pieces = (n + kChunk - 1) / kChunk, thread = static_cast<int>(thread_index());
   const int64_t chunk = block_index(), b = chunk / pieces;
   const int node = static_cast<int>(chunk % pieces) * kChunk + thread % kEight * kEight;
@@ -141,7 +141,7 @@ dweight_kernel(const Compute<S>* psi, const S* Z, Norm<Compute<S>> norm_z,
 template <class S>
 RGA_KERNEL(kThreads)
 sums_z_kernel(const Compute<S>* weight, const Compute<S>* dhidden, const S* Z,
-              Norm<Compute<S>> norm_z, Compute<S>* partial, int n, int m, int k, int p,
+              Norm<Compute<S>> norm_z, double* partial, int n, int m, int k, int p,
               int64_t chunks) {
   using T = Compute<S>;
   auto& shared = *shared_memory<Shared<S>>();
@@ -192,8 +192,8 @@ void hidden_fwd(const Shape& s, const void* psi, const void* Z, NormTable norm_z
     using T = Compute<S>;
     launch(hidden_fwd_kernel<S>, s.chunks() * tiles(s.k), kThreads, sizeof(Shared<S>), stream, 1,
            typed<T>(psi), typed<S>(Z), Norm<T>(norm_z, s.m), typed<T>(weight_h),
-           static_cast<T*>(hidden), static_cast<T*>(partial), s.n, s.m, s.k, s.p, s.chunks());
-    if (partial) merge_statistics(s, s.k, typed<T>(partial), static_cast<T*>(stats_h), stream);
+           static_cast<T*>(hidden), static_cast<double*>(partial), s.n, s.m, s.k, s.p, s.chunks());
+    if (partial) merge_statistics(s, s.k, typed<double>(partial), static_cast<T*>(stats_h), stream);
   });
 }
 
@@ -203,8 +203,8 @@ void logit_fwd(const Shape& s, const void* hidden, NormTable norm_h, const void*
   with_compute(s.type, [&]<class T>() {
     launch(logit_fwd_kernel<T>, s.chunks(), kThreads, 16 * kChunk * sizeof(T), stream, 1,
            typed<T>(hidden), Norm<T>(norm_h, s.k), typed<T>(weight_l), static_cast<T*>(logit),
-           static_cast<T*>(partial), s.n, s.k, s.chunks());
-    if (partial) merge_statistics(s, 1, typed<T>(partial), static_cast<T*>(stats_l), stream);
+           static_cast<double*>(partial), s.n, s.k, s.chunks());
+    if (partial) merge_statistics(s, 1, typed<double>(partial), static_cast<T*>(stats_l), stream);
   });
 }
 
@@ -215,8 +215,9 @@ void logit_bwd(const Shape& s, const void* hidden, NormTable norm_h, const void*
   with_compute(s.type, [&]<class T>() {
     launch(logit_bwd_kernel<T>, s.chunks(), kThreads, 0, stream, 1, typed<T>(hidden),
            Norm<T>(norm_h, s.k), typed<T>(weight_l), typed<T>(logit), Norm<T>(norm_l, 1),
-           typed<T>(dlogit), static_cast<T*>(dl), static_cast<T*>(partial), s.n, s.k, s.chunks());
-    const T* sums = typed<T>(partial);
+           typed<T>(dlogit), static_cast<T*>(dl), static_cast<double*>(partial), s.n, s.k,
+           s.chunks());
+    const auto* sums = typed<double>(partial);
     merge_sums(s, s.k, sums, static_cast<T*>(dweight_l), stream);
     merge_sums(s, 2 * s.k, sums + s.k * s.chunks(), static_cast<T*>(sums_h), stream);
   });
@@ -241,9 +242,9 @@ void hidden_bwd(const Shape& s, const void* psi, const void* Z, NormTable norm_z
     merge_splits(count, int64_t{s.k} * inputs, typed<T>(shares), static_cast<T*>(dweight_h),
                  stream);
     launch(sums_z_kernel<S>, s.chunks() * tiles(s.m), kThreads, sizeof(Shared<S>), stream, 1,
-           typed<T>(weight_h), typed<T>(dhidden), typed<S>(Z), rows_z, static_cast<T*>(partial),
-           s.n, s.m, s.k, s.p, s.chunks());
-    merge_sums(s, 2 * s.m, typed<T>(partial), static_cast<T*>(sums_z), stream);
+           typed<T>(weight_h), typed<T>(dhidden), typed<S>(Z), rows_z,
+           static_cast<double*>(partial), s.n, s.m, s.k, s.p, s.chunks());
+    merge_sums(s, 2 * s.m, typed<double>(partial), static_cast<T*>(sums_z), stream);
   });
 }
 

@@ -98,30 +98,31 @@ struct Accumulator {
   template <bool kInnerA, bool kInnerB>
   RGA_DEVICE void add(const S* a, const S* b) {
     if constexpr (sizeof(S) == 2)
-      add_fragments<kInnerA, kInnerB>(a, b);
+      add_fragments<kInnerA, kInnerB>(
+          [a](int outer, int inner) { return a + outer * Side<S, kInnerA>::kLd + inner; },
+          [b](int outer, int inner) { return b + outer * Side<S, kInnerB>::kLd + inner; });
     else
       add_exactly<kInnerA, kInnerB>(a, b);
   }
 
-  template <bool kInnerA, bool kInnerB>
-  RGA_DEVICE void add_fragments(const S* a, const S* b) {
-    constexpr int kLdA = Side<S, kInnerA>::kLd, kLdB = Side<S, kInnerB>::kLd;
+  // `a` and `b` say where in shared memory the element (outer, inner) of an operand is.
+  template <bool kInnerA, bool kInnerB, class A, class B>
+  RGA_DEVICE void add_fragments(const A& a, const B& b) {
     const int l = lane() % 8, odd = lane() / 8 % 2 * 8, upper = lane() / 16 * 8;
 #pragma unroll
     for (int k = 0; k < kTileK; k += 16) {
       uint32_t left[2][4], right[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int row = row0() + 16 * i;
+        const int row = row0() + 16 * i, column = column0() + 16 * i;
         if constexpr (kInnerA)
-          load_matrices<false>(left[i], a + (row + odd + l) * kLdA + k + upper);
+          load_matrices<false>(left[i], a(row + odd + l, k + upper));
         else
-          load_matrices<true>(left[i], a + (k + upper + l) * kLdA + row + odd);
-        const int column = column0() + 16 * i;
+          load_matrices<true>(left[i], a(k + upper + l, row + odd));
         if constexpr (kInnerB)
-          load_matrices<false>(right[i], b + (column + upper + l) * kLdB + k + odd);
+          load_matrices<false>(right[i], b(column + upper + l, k + odd));
         else
-          load_matrices<true>(right[i], b + (k + odd + l) * kLdB + column + upper);
+          load_matrices<true>(right[i], b(k + odd + l, column + upper));
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i)
@@ -156,9 +157,9 @@ struct Accumulator {
   }
 
   // Ends the product: the whole tile in shared memory, where every thread can read it.
-  RGA_DEVICE const T* finish(Shared<S>& shared) {
+  RGA_DEVICE const T* finish(Shared<S>& shared) { return finish(shared.finished.x); }
+  RGA_DEVICE const T* finish(T* tile) {
     block_sync();
-    T* tile = shared.finished.x;
     const int row = row0() + lane() / 4, column = column0() + lane() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -229,7 +230,8 @@ RGA_DEVICE void for_pieces(const Compute<S>* tile, const F& f) {
 // Mean and sum of squared deviations of `count` values, `valid` of them in this thread, over the
 // eight threads of a row: written by the first of them.
 template <class T>
-RGA_DEVICE void row_statistics(const T (&v)[kEight], int valid, int count, T* mean, T* m2) {
+RGA_DEVICE void row_statistics(const T (&v)[kEight], int valid, int count, double* mean,
+                               double* m2) {
   T sum = 0;
 #pragma unroll
   for (int i = 0; i < kEight; ++i) sum += i < valid ? v[i] : T(0);
@@ -244,8 +246,9 @@ RGA_DEVICE void row_statistics(const T (&v)[kEight], int valid, int count, T* me
   first = sum_lanes(first, kEight);
   second = sum_lanes(second, kEight);
   if (mean) {
-    *mean = centre + first / static_cast<T>(count);
-    *m2 = second - first * first / static_cast<T>(count);
+    const double sum_first = first;  // float32 would round the mean to more than m2 tells apart
+    *mean = static_cast<double>(centre) + sum_first / count;
+    *m2 = static_cast<double>(second) - sum_first * sum_first / count;
   }
 }
 

@@ -60,8 +60,8 @@ pq_kernel(const S* V, const S* E, Norm<Compute<S>> norm, const Compute<S>* weigh
 // Z = PQ [theta; phi] and its statistics.
 template <class S, Nodes kNodes>
 RGA_KERNEL(kThreads)
-z_kernel(const S* V, const S* E, Norm<Compute<S>> norm, const Compute<S>* PQ, S* Z,
-         Compute<S>* partial, int d, int n, int r, int m, int q, int64_t chunks) {
+z_kernel(const S* V, const S* E, Norm<Compute<S>> norm, const Compute<S>* PQ, S* Z, double* partial,
+         int d, int n, int r, int m, int q, int64_t chunks) {
   using T = Compute<S>;
   auto& shared = *shared_memory<Shared<S>>();
   const TileOfImage tile(m, n);
@@ -80,7 +80,7 @@ z_kernel(const S* V, const S* E, Norm<Compute<S>> norm, const Compute<S>* PQ, S*
       store8(to + row * n + tile.n0 + j, values, valid, aligned);
     }
     if (partial) {
-      T* mean = row < m && j == 0 ? partial + row * chunks + tile.chunk : nullptr;
+      double* mean = row < m && j == 0 ? partial + row * chunks + tile.chunk : nullptr;
       row_statistics(v, valid, least(kTile, n - tile.n0), mean, mean ? mean + m * chunks : nullptr);
     }
   });
@@ -92,8 +92,8 @@ void make_relations(const Shape& s, const void* V, const void* E, NormTable norm
   using T = Compute<S>;
   launch(z_kernel<S, kNodes>, s.chunks() * tiles(s.m), kThreads, sizeof(Shared<S>), stream, 1,
          static_cast<const S*>(V), static_cast<const S*>(E), Norm<T>(norm_e, s.r),
-         static_cast<const T*>(PQ), static_cast<S*>(Z), static_cast<T*>(partial), s.d, s.n, s.r,
-         s.m, s.q, s.chunks());
+         static_cast<const T*>(PQ), static_cast<S*>(Z), static_cast<double*>(partial), s.d, s.n,
+         s.r, s.m, s.q, s.chunks());
 }
 
 template <class S, Nodes kNodes>
@@ -118,7 +118,7 @@ void forward(const Shape& s, const void* V, const void* E, NormTable norm_e, con
     products(pq_kernel<S, kNodes, false>, 2);
   make_relations<S, kNodes>(s, V, E, norm_e, PQ, Z, partial, stream);
   if (partial)
-    merge_statistics(s, s.m, static_cast<const T*>(partial), static_cast<T*>(stats), stream);
+    merge_statistics(s, s.m, static_cast<const double*>(partial), static_cast<T*>(stats), stream);
 }
 
 }  // namespace

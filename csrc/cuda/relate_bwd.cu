@@ -61,7 +61,7 @@ dpq_kernel(const S* V, const S* E, Norm<Compute<S>> norm_e, const S* dZ, Compute
 template <class S, bool kEmbedded, bool kSummed>
 RGA_KERNEL(kThreads)
 dnodes_kernel(const S* E, Norm<Compute<S>> norm_e, const Compute<S>* weight, const Compute<S>* PQ,
-              const S* dZ, const Compute<S>* dPQ, S* to, Compute<S>* partial, int64_t B, int n,
+              const S* dZ, const Compute<S>* dPQ, S* to, double* partial, int64_t B, int n,
               int rows_of_image, int m, int q, int c, int64_t chunks) {
   using T = Compute<S>;
   auto& shared = *shared_memory<Shared<S>>();
@@ -97,7 +97,7 @@ dnodes_kernel(const S* E, Norm<Compute<S>> norm_e, const Compute<S>* weight, con
       dy_sum = sum_lanes(dy_sum, kEight);
       dyx_sum = sum_lanes(dyx_sum, kEight);
       if (inside && j == 0) {
-        T* sums = partial + row * chunks + tile.chunk % (chunks ? chunks : 1);
+        double* sums = partial + row * chunks + tile.chunk % (chunks ? chunks : 1);
         *sums = dy_sum;
         sums[rows_of_image * chunks] = dyx_sum;
       }
@@ -126,7 +126,7 @@ dpsi_kernel(const T* weight_h, const T* dhidden, T* dpsi, int n, int m, int k, i
 template <class S>
 RGA_KERNEL(kThreads)
 dpsi_rows_kernel(const S* E, Norm<Compute<S>> norm_e, const Compute<S>* dpsi, S* dE,
-                 Compute<S>* partial, int n, int r, int psi_rows, int64_t chunks) {
+                 double* partial, int n, int r, int psi_rows, int64_t chunks) {
   using T = Compute<S>;
   constexpr int kRows = kThreads / kEight;
   const int groups = (psi_rows + kRows - 1) / kRows, pieces = (n + kChunk - 1) / kChunk;
@@ -205,7 +205,9 @@ struct Tensors {
   Norm<T> norm_e, norm_z;
   const T *weight_z, *PQ, *weight_h, *dhidden;
   S *dZ, *dE, *dnodes;
-  T *dPQ, *dpsi, *shares, *dweight_z, *partial, *sums_e;
+  T *dPQ, *dpsi, *shares, *dweight_z;
+  double* partial;
+  T* sums_e;
 };
 
 template <class S, Nodes kNodes, bool kSummed>
@@ -272,7 +274,7 @@ void relate_bwd(const Shape& s, const void* V, const void* E, NormTable norm_e,
                           out(dpsi),
                           out(shares),
                           out(dweight_z),
-                          out(partial),
+                          static_cast<double*>(partial),
                           out(sums_e)};
     backward<S, kNodes>(s, t, static_cast<Stream>(stream));
   });

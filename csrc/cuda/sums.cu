@@ -32,14 +32,14 @@ RGA_DEVICE V add_block(V value, const Add& add) {
 
 template <class T>
 RGA_KERNEL(kThreads)
-merge_statistics_kernel(const T* partial, T* stats, int rows, int n, int64_t chunks) {
+merge_statistics_kernel(const double* partial, T* stats, int rows, int n, int64_t chunks) {
   const int64_t row = block_index();
   const int pieces = (n + kChunk - 1) / kChunk;
-  const T *mean = partial + row * chunks, *m2 = mean + rows * chunks;
+  const double *mean = partial + row * chunks, *m2 = mean + rows * chunks;
   Moments all = {0, 0, 0};
   for (int64_t i = thread_index(); i < chunks; i += kThreads) {
     const int count = least(kChunk, n - static_cast<int>(i % pieces) * kChunk);
-    all.add({static_cast<double>(count), static_cast<double>(mean[i]), static_cast<double>(m2[i])});
+    all.add({static_cast<double>(count), mean[i], m2[i]});
   }
   all = add_block(all, [](Moments& a, const Moments& b) { a.add(b); });
   if (thread_index() == 0) {
@@ -50,11 +50,10 @@ merge_statistics_kernel(const T* partial, T* stats, int rows, int n, int64_t chu
 
 template <class T>
 RGA_KERNEL(kThreads)
-merge_sums_kernel(const T* partial, T* sums, int64_t chunks) {
+merge_sums_kernel(const double* partial, T* sums, int64_t chunks) {
   const int64_t row = block_index();
   double sum = 0;
-  for (int64_t i = thread_index(); i < chunks; i += kThreads)
-    sum += static_cast<double>(partial[row * chunks + i]);
+  for (int64_t i = thread_index(); i < chunks; i += kThreads) sum += partial[row * chunks + i];
   sum = add_block(sum, [](double& a, double b) { a += b; });
   if (thread_index() == 0) sums[row] = static_cast<T>(sum);
 }
@@ -72,13 +71,13 @@ merge_splits_kernel(const T* partial, T* sum, int splits, int64_t count) {
 }  // namespace
 
 template <class T>
-void merge_statistics(const Shape& s, int rows, const T* partial, T* stats, Stream stream) {
+void merge_statistics(const Shape& s, int rows, const double* partial, T* stats, Stream stream) {
   launch(merge_statistics_kernel<T>, rows, kThreads, kThreads * sizeof(Moments), stream, 1, partial,
          stats, rows, s.n, s.chunks());
 }
 
 template <class T>
-void merge_sums(const Shape& s, int rows, const T* partial, T* sums, Stream stream) {
+void merge_sums(const Shape& s, int rows, const double* partial, T* sums, Stream stream) {
   launch(merge_sums_kernel<T>, rows, kThreads, kThreads * sizeof(double), stream, 1, partial, sums,
          s.chunks());
 }
@@ -89,9 +88,9 @@ void merge_splits(int splits, int64_t count, const T* partial, T* sum, Stream st
          sum, splits, count);
 }
 
-#define RGA_SUMS(T)                                                        \
-  template void merge_statistics(const Shape&, int, const T*, T*, Stream); \
-  template void merge_sums(const Shape&, int, const T*, T*, Stream);       \
+#define RGA_SUMS(T)                                                             \
+  template void merge_statistics(const Shape&, int, const double*, T*, Stream); \
+  template void merge_sums(const Shape&, int, const double*, T*, Stream);       \
   template void merge_splits(int, int64_t, const T*, T*, Stream);
 RGA_SUMS(float)
 #ifndef __CUDACC__

@@ -12,7 +12,11 @@ void with_type(Type type, const F& f) {
     case Type::kFloat:
       return f.template operator()<float>();
     case Type::kHalf:
+#ifndef RGA_WITHOUT_HALF  // bench/cuda_report.py
       return f.template operator()<half>();
+#else
+      break;
+#endif
     case Type::kBFloat16:
       return f.template operator()<bfloat16>();
     case Type::kDouble:
@@ -28,11 +32,11 @@ inline int tiles(int64_t count) { return static_cast<int>((count + kTile - 1) / 
 
 // Mean and variance (2, rows) from the mean and the squared deviations of each chunk of nodes.
 template <class T>
-void merge_statistics(const Shape& s, int rows, const T* partial, T* stats, Stream stream);
+void merge_statistics(const Shape& s, int rows, const double* partial, T* stats, Stream stream);
 
 // sum[i] over the chunks of partial (rows, chunks), for i below `rows`.
 template <class T>
-void merge_sums(const Shape& s, int rows, const T* partial, T* sums, Stream stream);
+void merge_sums(const Shape& s, int rows, const double* partial, T* sums, Stream stream);
 
 // sum[i] over `splits` arrays of `count` values, one after the other.
 template <class T>

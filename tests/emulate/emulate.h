@@ -124,6 +124,7 @@ struct Machine {
   ucontext_t context;
   jmp_buf point;
   void* sanitizer = nullptr;
+  int64_t launches = 0;
   const bool ordered = std::getenv("RGA_DROP_BARRIERS") == nullptr;
 };
 
@@ -378,6 +379,22 @@ void copy_wait() {
   }
 }
 
+inline void cluster_sync() {
+  const emulate::Unseen unseen;
+  emulate::wait_in_order(emulate::machine().cluster);
+}
+template <class T>
+T* cluster_shared(T* shared, unsigned rank) {
+  const emulate::Unseen unseen;
+  emulate::Machine& m = emulate::machine();
+  const auto start = [](emulate::Block& block) {
+    return (reinterpret_cast<uintptr_t>(block.shared.data()) + 15) / 16 * 16;
+  };
+  const auto offset = reinterpret_cast<uintptr_t>(shared) - start(*m.current->block);
+  return reinterpret_cast<T*>(start(m.blocks[rank]) + offset);
+}
+inline bool has_clusters() { return true; }
+
 inline void copy16(void* to, const void* from) { std::memcpy(to, from, 16); }
 
 template <class... P, class... A>
@@ -385,9 +402,15 @@ void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared, St
             const A&... arguments) {
   emulate::Machine& m = emulate::machine();
   const std::lock_guard lock(m.mutex);
+  if (blocks > 0) ++m.launches;
   m.body = [&] { kernel(static_cast<P>(arguments)...); };
   for (int64_t first = 0; first < blocks; first += cluster)
     emulate::run_cluster(static_cast<unsigned>(first), cluster, threads, shared);
 }
 
 }  // namespace rga::cuda
+
+// How many kernels have been launched so far.
+extern "C" __attribute__((visibility("default"), used)) inline int64_t emulated_launches() {
+  return rga::cuda::emulate::machine().launches;
+}

@@ -1,0 +1,290 @@
+// A branch in evaluation in one launch, on Hopper: docs/hopper.md.
+//
+// A cluster of blocks holds an image in shared memory, a share of the nodes each. X is read once
+// and written once; E, P, Q and Z never leave the cluster.
+#include "sums.cuh"
+
+namespace rga::cuda {
+namespace {
+
+constexpr size_t kSharedLimit = 227 * 1024;  // of a block of sm_90
+constexpr int kMostBlocks = 8;               // of a cluster that every device grants
+constexpr int kPad = 8;                      // elements between rows, against bank conflicts
+
+// The layers of a branch with both embeddings, in order: theta, phi, psi (if any), relation, W_1,
+// W_2.
+struct Branch {
+  Layer theta_phi_psi[3], relation, hidden, logit;
+  int d, n, c, m, k, p, psi_rows, width, blocks;
+  bool by_rows;
+
+  RGA_DEVICE int q() const { return 2 * c; }
+};
+
+// What a block keeps in shared memory, in elements from its start.
+template <class S>
+struct Places {
+  int ld_pq, ld_e, ld_x, pq, e, x, scratch;
+  size_t bytes;
+  RGA_DEVICE int stage() const { return scratch + kSeen; }
+
+  // Scratch: a finished tile; or what the perceptron sees of 64 nodes, then two stages of a weight.
+  static constexpr int kSeen = kTile * (kTile + kPad);
+  static constexpr int kScratch = kSeen + 2 * Side<S, true>::kOuter * Side<S, true>::kLd;
+};
+
+template <class S>
+RGA_DEVICE Row<float> row_of(const Layer& layer, int row) {
+  const float* const* norm = reinterpret_cast<const float* const*>(layer.norm);
+  const float rstd = 1.f / sqrtf(norm[1][row] + static_cast<float>(layer.eps));
+  return {norm[0][row], rstd, rstd * norm[2][row], norm[3][row]};
+}
+
+// An operand that stays in shared memory; rows from `rows` on are the last one again, so that no
+// address lies outside, and their products are not used.
+template <class S>
+struct Resident {
+  const S* data;
+  int ld, rows;
+  RGA_DEVICE const S* operator()(int outer, int inner) const {
+    return data + least(outer, rows - 1) * ld + inner;
+  }
+};
+
+// Adds A (64 rows from m0, K) from memory times a resident B to the tile. K is a multiple of 32.
+template <class S, bool kInnerB, class A>
+RGA_DEVICE void multiply_resident(S* stage, Accumulator<S>& sum, const A& a, int m0,
+                                  const Resident<S>& b, int n0, int K) {
+  using Layout = Side<S, true>;
+  constexpr int kSlot = Layout::kOuter * Layout::kLd;
+  Fetch<S, A> fetch;
+  block_sync();
+  fetch.start(a, m0, 0, stage);
+  fetch.finish(a, m0, 0, stage);
+  for (int k = 0; k < K; k += kTileK) {
+    S* slot = stage + k / kTileK % 2 * kSlot;
+    S* next = stage + (k / kTileK + 1) % 2 * kSlot;
+    block_sync();
+    if (k + kTileK < K) fetch.start(a, m0, k + kTileK, next);
+    sum.template add_fragments<true, kInnerB>(
+        [slot](int outer, int inner) { return slot + outer * Layout::kLd + inner; },
+        [&](int outer, int inner) {
+          return kInnerB ? b(n0 + outer, k + inner) : b(k + outer, n0 + inner);
+        });
+    if (k + kTileK < K) fetch.finish(a, m0, k + kTileK, next);
+  }
+}
+
+// The block's share of the image, to shared memory or from it: f(place in memory, in shared
+// memory).
+template <class F>
+RGA_DEVICE void for_share(const Branch& s, int first, int ld_x, const F& f) {
+  const int rows = s.by_rows ? s.d : s.width, columns = s.by_rows ? s.width : s.d;
+  const int pieces = columns / kEight;
+  for (int i = static_cast<int>(thread_index()); i < rows * pieces; i += kThreads) {
+    const int row = i / pieces, column = i % pieces * kEight;
+    const int64_t at =
+        s.by_rows ? int64_t{row} * s.n + first + column : int64_t{first + row} * s.d + column;
+    f(at, row * ld_x + column, s.by_rows ? column : row);
+  }
+}
+
+// theta and phi to shared memory, and the mean of psi.
+template <class S, bool kByRows>
+RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* psi) {
+  auto* tile = reinterpret_cast<float*>(shared + at.scratch);
+  const Resident<S> x = {shared + at.x, at.ld_x, kByRows ? s.d : s.width};
+  for (int l = 0; l < 2 + s.p; ++l) {
+    const Layer& layer = s.theta_phi_psi[l];
+    const Cast<S, true> weight(static_cast<const float*>(layer.weight), s.d, layer.rows, s.d);
+    for (int m0 = 0; m0 < layer.rows; m0 += kTile)
+      for (int n0 = 0; n0 < s.width; n0 += kTile) {
+        Accumulator<S> sum;
+        multiply_resident<S, !kByRows>(shared + at.stage(), sum, weight, m0, x, n0, s.d);
+        sum.finish(tile);
+        const int thread = static_cast<int>(thread_index()), rows = least(kTile, layer.rows - m0);
+        if (l < 2) {
+          for_pieces<S>(tile, [&](int i, int j, const float (&v)[kEight]) {
+            if (i >= rows || n0 + j >= s.width) return;
+            const Row<float> row = row_of<S>(layer, m0 + i);
+            Eight<S> values;
+            for (int y = 0; y < kEight; ++y) values.x[y] = static_cast<S>(row.activated(v[y]));
+            store8(shared + at.e + (l * s.c + m0 + i) * at.ld_e + n0 + j, values, kEight, true);
+          });
+        } else if (thread < kTile && n0 + thread < s.width) {
+          float total = m0 ? psi[n0 + thread] : 0.f;
+          for (int i = 0; i < rows; ++i)
+            total += row_of<S>(layer, m0 + i).activated(tile[i * Finished<S>::kLd + thread]);
+          psi[n0 + thread] = m0 + kTile >= layer.rows ? total / s.psi_rows : total;
+        }
+      }
+  }
+}
+
+// P and Q: each block multiplies its nodes, and adds up a share of the rows for all of them.
+template <class S>
+RGA_DEVICE void relate(const Branch& s, const Places<S>& at, S* shared, int rank) {
+  auto* tile = reinterpret_cast<float*>(shared + at.scratch);
+  const auto* weight = static_cast<const float*>(s.relation.weight) + rank * s.width;
+  for (int half = 0; half < 2; ++half)
+    for (int m0 = 0; m0 < s.m; m0 += kTile)
+      for (int n0 = 0; n0 < s.c; n0 += kTile) {
+        const Cast<S, true> w(weight + half * s.n, 2 * int64_t{s.n}, s.m, s.width);
+        const Resident<S> nodes = {shared + at.e + (1 - half) * s.c * at.ld_e, at.ld_e, s.c};
+        Accumulator<S> sum;
+        multiply_resident<S, true>(shared + at.stage(), sum, w, m0, nodes, n0, s.width);
+        sum.finish(tile);
+        cluster_sync();
+        const int rows = least(kTile, s.m - m0), columns = least(kTile, s.c - n0);
+        const int share = (rows + s.blocks - 1) / s.blocks;
+        const int count = least(share, rows - rank * share) * columns;
+        for (int i = static_cast<int>(thread_index()); i < count; i += kThreads) {
+          const int row = rank * share + i / columns, column = i % columns;
+          float total = 0;
+          for (int block = 0; block < s.blocks; ++block)
+            total += cluster_shared(tile, block)[row * Finished<S>::kLd + column];
+          S* to = shared + at.pq + (m0 + row) * at.ld_pq + half * s.c + n0 + column;
+          for (int block = 0; block < s.blocks; ++block)
+            *cluster_shared(to, block) = static_cast<S>(total);
+        }
+        cluster_sync();
+      }
+}
+
+// Z, the perceptron and the attention values `a` of the block's nodes.
+template <class S>
+RGA_DEVICE void attend(const Branch& s, const Places<S>& at, S* shared, const float* psi,
+                       float* a) {
+  S* seen = shared + at.scratch;  // where the tile lies
+  auto* tile = reinterpret_cast<float*>(shared + at.scratch);
+  constexpr int kLdSeen = kTile + kPad;
+  const auto* w_1 = static_cast<const float*>(s.hidden.weight);
+  const auto* w_2 = static_cast<const float*>(s.logit.weight);
+  const int inputs = s.p + s.m;
+  for (int n0 = 0; n0 < s.width; n0 += kTile) {
+    Accumulator<S> hidden;
+    for (int m0 = 0; m0 < s.m; m0 += kTile) {
+      Accumulator<S> sum;
+      const Resident<S> pq = {shared + at.pq, at.ld_pq, s.m};
+      const Resident<S> nodes = {shared + at.e, at.ld_e, s.q()};
+      for (int k = 0; k < s.q(); k += kTileK)
+        sum.template add_fragments<true, false>(
+            [&](int outer, int inner) { return pq(m0 + outer, k + inner); },
+            [&](int outer, int inner) { return nodes(k + outer, n0 + inner); });
+      sum.finish(tile);
+      for_pieces<S>(tile, [&](int i, int j, const float (&v)[kEight]) {
+        Eight<S> values = {};
+        if (m0 + i < s.m) {
+          const Row<float> row = row_of<S>(s.relation, m0 + i);
+          for (int y = 0; y < kEight; ++y) values.x[y] = static_cast<S>(row.activated(v[y]));
+        }
+        block_sync();  // its rows are half as long: it overwrites what has been read, no more
+        store8(seen + i * kLdSeen + j, values, kEight, true);
+      });
+      const Cast<S, true> w(w_1 + s.p + m0, inputs, s.k, s.m - m0);
+      multiply_resident<S, false>(shared + at.stage(), hidden, w, 0,
+                                  Resident<S>{seen, kLdSeen, kTile}, 0, kTile);
+    }
+    hidden.finish(tile);
+    const int node = n0 + static_cast<int>(thread_index());
+    if (thread_index() < kTile && node < s.width) {
+      float logit = 0;
+      for (int i = 0; i < s.k; ++i) {
+        const float h = tile[i * Finished<S>::kLd + thread_index()];
+        const float value = s.p ? fmaf(w_1[i * inputs], psi[node], h) : h;
+        logit = fmaf(w_2[i], row_of<S>(s.hidden, i).activated(value), logit);
+      }
+      a[node] = sigmoid(row_of<S>(s.logit, 0).normalised(logit));
+    }
+  }
+}
+
+template <class S, bool kByRows>
+RGA_KERNEL(kThreads)
+branch_kernel(Branch s, Places<S> at, const S* V, S* out) {
+  S* shared = shared_memory<S>();
+  auto* psi = reinterpret_cast<float*>(shared + at.scratch + Places<S>::kScratch);
+  float* a = psi + s.width;
+  const int rank = static_cast<int>(block_index() % s.blocks), first = rank * s.width;
+  const int64_t image = static_cast<int64_t>(block_index() / s.blocks) * s.d * s.n;
+  for_share(s, first, at.ld_x, [&](int64_t from, int to, int) {
+    copy_async(shared + at.x + to, V + image + from, 16);
+  });
+  copy_commit();
+  copy_wait<0>();
+  block_sync();
+  embed<S, kByRows>(s, at, shared, psi);
+  block_sync();
+  relate(s, at, shared, rank);
+  attend(s, at, shared, psi, a);
+  block_sync();
+  for_share(s, first, at.ld_x, [&](int64_t to, int from, int node) {
+    Eight<S> x = load8(shared + at.x + from, kEight, true);
+    for (int i = 0; i < kEight; ++i)
+      x.x[i] = static_cast<S>(static_cast<float>(x.x[i]) * a[kByRows ? node + i : node]);
+    store8(out + image + to, x, kEight, true);
+  });
+}
+
+template <class S>
+Places<S> places(const Branch& s) {
+  Places<S> at;
+  at.ld_pq = 2 * s.c + kPad, at.ld_e = s.width + kPad;
+  at.ld_x = (s.by_rows ? s.width : s.d) + kPad;
+  at.pq = 0;
+  at.e = at.pq + s.m * at.ld_pq;
+  at.x = at.e + 2 * s.c * at.ld_e;
+  at.scratch = at.x + (s.by_rows ? s.d : s.width) * at.ld_x;
+  at.bytes = (at.scratch + Places<S>::kScratch) * sizeof(S) + 2 * s.width * sizeof(float);
+  return at;
+}
+
+template <class S>
+bool run(Branch s, int64_t B, const void* V, void* out, Stream stream) {
+  // The fewest blocks that hold an image; more where the batch leaves most of a large GPU idle.
+  for (s.blocks = 1; s.blocks <= kMostBlocks; s.blocks *= 2) {
+    s.width = s.n / s.blocks;
+    if (s.width % kTileK || s.width * s.blocks != s.n) return false;
+    const Places<S> at = places<S>(s);
+    const bool more = s.blocks < kMostBlocks && s.width % (2 * kTileK) == 0 && s.width > kTile &&
+                      B * s.blocks < 132;
+    if (at.bytes > kSharedLimit || more) continue;
+    const auto kernel = s.by_rows ? branch_kernel<S, true> : branch_kernel<S, false>;
+    launch(kernel, B * s.blocks, kThreads, at.bytes, stream, s.blocks, s, at,
+           static_cast<const S*>(V), static_cast<S*>(out));
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+bool attention_in_clusters(const Shape& s, const Layer* layers, const void* V, void* out,
+                           StreamHandle stream) {
+  const bool fits = s.embeddings == 2 && s.m && s.d % kTileK == 0 && s.q % kTileK == 0 &&
+                    s.k <= kTile && reinterpret_cast<uintptr_t>(V) % 16 == 0;
+  if (!fits || (s.type != Type::kHalf && s.type != Type::kBFloat16) || !has_clusters())
+    return false;
+  const Layer* next = layers + 2 + s.p;
+  const Branch branch = {{layers[0], layers[1], layers[s.p ? 2 : 1]},
+                         next[0],
+                         next[1],
+                         next[2],
+                         s.d,
+                         s.n,
+                         s.c,
+                         s.m,
+                         s.k,
+                         s.p,
+                         s.psi_rows,
+                         0,
+                         1,
+                         s.by_rows};
+  bool done = false;
+  with_type(s.type, [&]<class S>() {
+    if constexpr (sizeof(S) == 2) done = run<S>(branch, s.B, V, out, static_cast<Stream>(stream));
+  });
+  return done;
+}
+
+}  // namespace rga::cuda
