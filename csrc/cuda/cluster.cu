@@ -33,11 +33,10 @@ struct Places {
   static constexpr int kScratch = kSeen + 2 * Side<S, true>::kOuter * Side<S, true>::kLd;
 };
 
-template <class S>
 RGA_DEVICE Row<float> row_of(const Layer& layer, int row) {
-  const float* const* norm = reinterpret_cast<const float* const*>(layer.norm);
-  const float rstd = 1.f / sqrtf(norm[1][row] + static_cast<float>(layer.eps));
-  return {norm[0][row], rstd, rstd * norm[2][row], norm[3][row]};
+  const auto value = [&](int i) { return static_cast<const float*>(layer.norm[i])[row]; };
+  const float rstd = 1.f / sqrtf(value(1) + static_cast<float>(layer.eps));
+  return {value(0), rstd, rstd * value(2), value(3)};
 }
 
 // An operand that stays in shared memory; rows from `rows` on are the last one again, so that no
@@ -94,6 +93,10 @@ template <class S, bool kByRows>
 RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* psi) {
   auto* tile = reinterpret_cast<float*>(shared + at.scratch);
   const Resident<S> x = {shared + at.x, at.ld_x, kByRows ? s.d : s.width};
+  // P and Q are summed over 32 nodes at a time.
+  if (s.width % kTileK)
+    for (int i = static_cast<int>(thread_index()); i < s.q(); i += kThreads)
+      for (int j = s.width; j < s.width + 16; ++j) shared[at.e + i * at.ld_e + j] = S(0.f);
   for (int l = 0; l < 2 + s.p; ++l) {
     const Layer& layer = s.theta_phi_psi[l];
     const Cast<S, true> weight(static_cast<const float*>(layer.weight), s.d, layer.rows, s.d);
@@ -106,7 +109,7 @@ RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* ps
         if (l < 2) {
           for_pieces<S>(tile, [&](int i, int j, const float (&v)[kEight]) {
             if (i >= rows || n0 + j >= s.width) return;
-            const Row<float> row = row_of<S>(layer, m0 + i);
+            const Row<float> row = row_of(layer, m0 + i);
             Eight<S> values;
             for (int y = 0; y < kEight; ++y) values.x[y] = static_cast<S>(row.activated(v[y]));
             store8(shared + at.e + (l * s.c + m0 + i) * at.ld_e + n0 + j, values, kEight, true);
@@ -114,7 +117,7 @@ RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* ps
         } else if (thread < kTile && n0 + thread < s.width) {
           float total = m0 ? psi[n0 + thread] : 0.f;
           for (int i = 0; i < rows; ++i)
-            total += row_of<S>(layer, m0 + i).activated(tile[i * Finished<S>::kLd + thread]);
+            total += row_of(layer, m0 + i).activated(tile[i * Finished<S>::kLd + thread]);
           psi[n0 + thread] = m0 + kTile >= layer.rows ? total / s.psi_rows : total;
         }
       }
@@ -175,7 +178,7 @@ RGA_DEVICE void attend(const Branch& s, const Places<S>& at, S* shared, const fl
       for_pieces<S>(tile, [&](int i, int j, const float (&v)[kEight]) {
         Eight<S> values = {};
         if (m0 + i < s.m) {
-          const Row<float> row = row_of<S>(s.relation, m0 + i);
+          const Row<float> row = row_of(s.relation, m0 + i);
           for (int y = 0; y < kEight; ++y) values.x[y] = static_cast<S>(row.activated(v[y]));
         }
         block_sync();  // its rows are half as long: it overwrites what has been read, no more
@@ -192,9 +195,9 @@ RGA_DEVICE void attend(const Branch& s, const Places<S>& at, S* shared, const fl
       for (int i = 0; i < s.k; ++i) {
         const float h = tile[i * Finished<S>::kLd + thread_index()];
         const float value = s.p ? fmaf(w_1[i * inputs], psi[node], h) : h;
-        logit = fmaf(w_2[i], row_of<S>(s.hidden, i).activated(value), logit);
+        logit = fmaf(w_2[i], row_of(s.hidden, i).activated(value), logit);
       }
-      a[node] = sigmoid(row_of<S>(s.logit, 0).normalised(logit));
+      a[node] = sigmoid(row_of(s.logit, 0).normalised(logit));
     }
   }
 }
@@ -229,7 +232,7 @@ branch_kernel(Branch s, Places<S> at, const S* V, S* out) {
 template <class S>
 Places<S> places(const Branch& s) {
   Places<S> at;
-  at.ld_pq = 2 * s.c + kPad, at.ld_e = s.width + kPad;
+  at.ld_pq = 2 * s.c + kPad, at.ld_e = (s.width + kTileK - 1) / kTileK * kTileK + kPad;
   at.ld_x = (s.by_rows ? s.width : s.d) + kPad;
   at.pq = 0;
   at.e = at.pq + s.m * at.ld_pq;
@@ -244,7 +247,7 @@ bool run(Branch s, int64_t B, const void* V, void* out, Stream stream) {
   // The fewest blocks that hold an image; more where the batch leaves most of a large GPU idle.
   for (s.blocks = 1; s.blocks <= kMostBlocks; s.blocks *= 2) {
     s.width = s.n / s.blocks;
-    if (s.width % kTileK || s.width * s.blocks != s.n) return false;
+    if (s.width % 16 || s.width * s.blocks != s.n) return false;
     const Places<S> at = places<S>(s);
     const bool more = s.blocks < kMostBlocks && s.width % (2 * kTileK) == 0 && s.width > kTile &&
                       B * s.blocks < 132;
