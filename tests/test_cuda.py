@@ -14,11 +14,11 @@ import cuda_host
 import pytest
 import torch
 from test_fused import assert_close
-from test_ops import KINDS, ORDERS, SIZES, Case
+from test_ops import KINDS, ORDERS, Case, check_against_oracle
 from test_parity import low_precision_draws
 
 import rga_fast
-from rga_fast import cpp, cuda, dispatch, fused, ops, testing_ops
+from rga_fast import cpp, cuda, dispatch, fused, ops
 from rga_fast.testing import (
     ABLATIONS,
     STAGES,
@@ -29,7 +29,6 @@ from rga_fast.testing import (
     run,
 )
 
-PLAIN = testing_ops.register("plain_cuda")
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(shutil.which(cuda_host.compiler()) is None, reason="no compiler")
 
@@ -61,14 +60,7 @@ def _poisoned():
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.usefixtures("_poisoned")
 def test_float64_is_the_oracle(name, order, kind):
-    for size in SIZES:
-        case = Case(kind, size, order)
-        before = [tensor.clone() for tensor in case.tensors(name)]
-        expected = case.call("plain_cuda", name)
-        for actual, value in zip(case.call("cuda_host", name), expected, strict=True):
-            torch.testing.assert_close(actual, value, rtol=1e-10, atol=1e-10)
-        for tensor, copy in zip(case.tensors(name), before, strict=True):
-            assert torch.equal(tensor, copy), "an argument was written to"
+    check_against_oracle("cuda_host", name, order, kind)
 
 
 # With whole tiles, and rows of a multiple of 16 bytes or not: what the branch as a whole makes of
@@ -79,9 +71,9 @@ def test_float64_is_the_oracle(name, order, kind):
 def test_other_dtypes(name, dtype):
     for kind, size, order in product(KINDS, [(3, 16, 12), (2, 66, 130), (2, 72, 136)], ORDERS):
         case = Case(kind, size, order, dtype=dtype)
-        results = case.call("cuda_host", name), case.call("plain_cuda", name)
+        results = case.call("cuda_host", name), case.call("plain", name)
         case.arguments[name] = tuple(in_float64(value) for value in case.arguments[name])
-        for actual, plain, exact in zip(*results, case.call("plain_cuda", name), strict=True):
+        for actual, plain, exact in zip(*results, case.call("plain", name), strict=True):
             assert (actual.dtype, actual.shape) == (plain.dtype, plain.shape)
             if exact.numel() == 0:
                 continue
@@ -104,7 +96,7 @@ def test_opcheck(name):
 def test_empty_batch(name):
     for kind in KINDS:
         case = Case(kind, (0, 8, 6))
-        pairs = zip(case.call("cuda_host", name), case.call("plain_cuda", name), strict=True)
+        pairs = zip(case.call("cuda_host", name), case.call("plain", name), strict=True)
         for actual, expected in pairs:
             assert actual.shape == expected.shape
             if name.endswith("_bwd"):
@@ -126,7 +118,7 @@ def test_wrong_arguments_raise_with_words():
 
 def test_variance_survives_a_huge_mean():
     V = (torch.randn(4, 6, 500) + 1e4).double()
-    expected = torch.ops.rga_fast_plain_cuda.embed_fwd(V, torch.eye(6).double())[1]
+    expected = torch.ops.rga_fast_plain.embed_fwd(V, torch.eye(6).double())[1]
     actual = torch.ops.rga_fast_cuda_host.embed_fwd(V.float(), torch.eye(6))[1]
     torch.testing.assert_close(actual[1].double(), expected[1], rtol=1e-5, atol=0)
 
@@ -190,8 +182,10 @@ def test_one_launch_of_clusters(view, layout, dtype, ablation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("view", ["spatial", "channel"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "view"),
+    [(1, "spatial"), (2, "channel"), (3, "spatial"), (3, "channel"), (4, "spatial")],
+)
 def test_one_launch_at_the_real_stages(stage, view):
     draws = one_launch(view, "full", torch.bfloat16, "contiguous", (1, *STAGES[stage]))
     check_results(list(islice(draws, 1)))
@@ -235,7 +229,8 @@ def sanitized(*names: str, **environment: str) -> tuple[str, str]:
     if not Path(runtime).exists():
         pytest.skip("no ThreadSanitizer")
     command = [sys.executable, "-c", SANITIZED, library, *names]
-    environment = os.environ | {"LD_PRELOAD": runtime, "OMP_NUM_THREADS": "1"} | environment
+    preset = {"LD_PRELOAD": runtime, "OMP_NUM_THREADS": "1", "TSAN_OPTIONS": "halt_on_error=1"}
+    environment = os.environ | preset | environment
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     return result.stdout, result.stderr
 

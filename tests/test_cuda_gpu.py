@@ -10,10 +10,9 @@ from test_cuda import in_float64
 from test_ops import KINDS, ORDERS, Case
 
 import rga_fast
-from rga_fast import cuda, ops, testing_ops
+from rga_fast import cuda, ops
 from rga_fast.testing import STAGES, check_results, leave_the_kinks, make_map, make_rga, run
 
-PLAIN = testing_ops.register("plain_gpu")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not cuda.available(), reason=f"impl='cuda': {cuda.note()}"),
@@ -30,9 +29,9 @@ def moved(value):
 def test_operators(name, dtype):
     for kind, size, order in product(KINDS, [(3, 16, 12), (2, 66, 130), (2, 72, 136)], ORDERS):
         case = Case(kind, size, order, dtype=dtype)
-        plain, arguments = case.call("plain_gpu", name), case.arguments[name]
+        plain, arguments = case.call("plain", name), case.arguments[name]
         case.arguments[name] = tuple(in_float64(value) for value in arguments)
-        exact = case.call("plain_gpu", name)
+        exact = case.call("plain", name)
         case.arguments[name] = tuple(moved(value) for value in arguments)
         for actual, baseline, oracle in zip(case.call("cuda", name), plain, exact, strict=True):
             assert (actual.dtype, actual.shape) == (baseline.dtype, baseline.shape)
