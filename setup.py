@@ -49,12 +49,9 @@ def cuda_toolkit():
     return Path(top).resolve() if top and (Path(top) / "include/cuda_runtime.h").exists() else None
 
 
-def add_cuda(extension, folder):
+def add_cuda(extension, toolkit, folder):
     """Compiles csrc/cuda by nvcc alone and adds it to the extension, which finds torch's CUDA when
     it is loaded: no header or library of a CUDA torch is needed."""
-    toolkit = cuda_toolkit()
-    if toolkit is None:
-        raise RuntimeError("torch has CUDA, but no CUDA toolkit (nvcc, CUDA_HOME) was found")
     Path(folder).mkdir(parents=True, exist_ok=True)
     sources = sorted(glob("csrc/cuda/*.cu"))
     objects = [str(Path(folder, Path(source).name + ".o")) for source in sources]
@@ -85,11 +82,10 @@ def extension_options():
 
     class OptionalBuild(BuildExtension):
         def build_extensions(self):
-            if torch.version.cuda is not None:
-                self.attempt(
-                    lambda: add_cuda(self.extensions[0], f"{self.build_temp}/cuda"),
-                    "its CUDA kernels",
-                )
+            toolkit = cuda_toolkit() if torch.version.cuda is not None else None
+            if toolkit is not None:
+                arguments = self.extensions[0], toolkit, f"{self.build_temp}/cuda"
+                self.attempt(lambda: add_cuda(*arguments), "its CUDA kernels")
             if not self.attempt(super().build_extensions, "its compiled extension"):
                 self.extensions = []
 
