@@ -70,10 +70,13 @@ def evaluate(options: argparse.Namespace) -> None:
     device = training.pick_device(config.device)
     model.to(device)
     with console.progress("decoding images") as bar:
-        images = open_eval_data(data, config.size, cache=config.cache_images, progress=bar)
-    workers = 0 if config.cache_images else config.workers
+        images = open_eval_data(
+            data, config.size, cache=config.cache, folder=config.cache_folder, progress=bar
+        )
     query, gallery = (
-        extract_features(model, split, batch_size=config.eval_batch, device=device, workers=workers)
+        extract_features(
+            model, split, batch_size=config.eval_batch, device=device, workers=config.readers
+        )
         for split in (images.query, images.gallery)
     )
     scores = score(data, query, gallery)

@@ -28,7 +28,7 @@ from rga_fast.reid.checkpoint import (
 )
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import console, dataset_table, metrics_table, progress, skipped_note
-from rga_fast.reid.datasets import ReidData, open_dataset
+from rga_fast.reid.datasets import ReidData, open_datasets
 from rga_fast.reid.evaluate import EvalData, extract_features, open_eval_data, score
 from rga_fast.reid.loader import TrainBatches, open_images
 from rga_fast.reid.losses import reid_losses
@@ -84,9 +84,10 @@ def train(
         optimizer.load_state_dict(saved.optimizer)
     out.joinpath("checkpoints").mkdir(parents=True, exist_ok=True)
 
+    cache: dict[str, Any] = {"cache": config.cache, "folder": config.cache_folder}
     with progress("decoding images") as bar:
-        images = open_images(data.train, config.size, cache=config.cache_images, progress=bar)
-        evaluation = open_eval_data(data, config.size, cache=config.cache_images, progress=bar)
+        images = open_images(data.train, config.size, **cache, progress=bar)
+        evaluation = open_eval_data(data, config.size, **cache, progress=bar)
     batches = TrainBatches(
         images,
         data.train.labels,
@@ -94,7 +95,7 @@ def train(
         Augmentation(translate=config.translate, flip=config.flip, erase=config.erase),
         device=device,
         seed=config.seed,
-        workers=0 if config.cache_images else config.workers,
+        workers=config.readers,
     )
     console.print(describe_network(model, config, device))
     console.print(f"run folder: {out}")
@@ -236,7 +237,7 @@ def evaluate(model: ReidNet, evaluation: EvalData, config: Config, device: torch
                 images,
                 batch_size=config.eval_batch,
                 device=device,
-                workers=0 if config.cache_images else config.workers,
+                workers=config.readers,
                 progress=advance,
             )
             splits.append(features)
@@ -262,11 +263,12 @@ def learning_rate(config: Config, epoch: int, fraction: float = 0.0) -> float:
 def open_training_data(config: Config) -> ReidData:
     """The data set of a configuration; the synthetic one is written first where it is missing."""
     if config.data is not None:
-        return open_dataset(config.data)
+        paths = (config.data,) if isinstance(config.data, str) else config.data
+        return open_datasets(paths, boxes=config.boxes, val_trains=config.val_trains)
     from rga_fast.reid.synth.cached import cached_dataset
 
     with progress("drawing the synthetic data set") as bar:
-        return open_dataset(cached_dataset(bar))
+        return open_datasets([cached_dataset(bar)])
 
 
 def pick_device(name: str) -> torch.device:
