@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rga_fast import validation
-from rga_fast.reid.augment import Augmentation, normalise
+from rga_fast.reid.augment import Augmentation, Draws, normalise
 from rga_fast.reid.datasets import Split
 from rga_fast.reid.pixel_cache import map_pixels
 from rga_fast.reid.sampler import IdentitySampler
@@ -167,6 +167,7 @@ class TrainBatches:
     `set_epoch` chooses the epoch. What a step yields depends on (seed, epoch, step) and the
     sampler, not on what was drawn before: a run resumed in the middle of an epoch sees the same
     images. With `workers`, that many processes read batches ahead; images in memory need none.
+    `positions` are the places of a batch that are wanted, all by default; see `rank_positions`.
     `waited` counts the seconds of the epoch that the caller spent waiting for its batches.
     """
 
@@ -180,6 +181,7 @@ class TrainBatches:
         device: torch.device | str = "cpu",
         seed: int = 0,
         workers: int = 0,
+        positions: np.ndarray | None = None,
     ) -> None:
         if len(labels) != len(images):
             raise ValueError(f"TrainBatches: {len(images)} images, but {len(labels)} labels")
@@ -189,7 +191,9 @@ class TrainBatches:
         self.device = torch.device(device)
         self.seed = seed
         self.waited = 0.0
-        self._steps = _StepsFrom(sampler)
+        self._count = sampler.identities_per_batch * sampler.images_per_identity
+        self._positions = np.arange(self._count) if positions is None else positions
+        self._steps = _StepsFrom(sampler, self._positions)
         self._loader = _read_ahead(images, self._steps, self.device, workers)
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
@@ -207,11 +211,17 @@ class TrainBatches:
         batches = _batches(self._loader, self.device)
         asked = time.perf_counter()
         for step, (indices, pixels) in enumerate(batches, start=self._steps.first):
-            images = self.augmentation(pixels, self._generator(epoch, step))
+            images = self.augmentation.apply(pixels, self._draws(pixels, epoch, step))
             labels = self.labels[indices].to(self.device, non_blocking=True)
             self.waited += time.perf_counter() - asked
             yield images, labels
             asked = time.perf_counter()
+
+    def _draws(self, pixels: Tensor, epoch: int, step: int) -> Draws:
+        """For the whole batch, whichever of it is here: the share of a rank looks the same."""
+        size = (pixels.shape[1], pixels.shape[2])
+        draws = self.augmentation.draw(self._count, size, self._generator(epoch, step))
+        return Draws(*(choice[self._positions] for choice in draws))
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
         state = np.random.SeedSequence(self.seed, spawn_key=(epoch, step)).generate_state(1, "u8")
@@ -222,7 +232,7 @@ class EvalBatches:
     """Iterates over all images in order: (images, indices), the last batch perhaps smaller.
 
     The images are float32 (B, 3, H, W) on `device`, normalised only; the indices int64 (B,) on the
-    CPU. `workers` as in TrainBatches.
+    CPU. `workers` as in TrainBatches. `share` = (i, n): every n-th batch from the i-th on.
     """
 
     def __init__(
@@ -232,14 +242,16 @@ class EvalBatches:
         *,
         device: torch.device | str = "cpu",
         workers: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"EvalBatches: batch_size must be at least 1, got {batch_size}")
         self.device = torch.device(device)
         everything = np.arange(len(images))
-        self._steps = [
+        steps = [
             everything[first : first + batch_size] for first in range(0, len(images), batch_size)
         ]
+        self._steps = steps[share[0] :: share[1]]
         self._loader = _read_ahead(images, self._steps, self.device, workers)
 
     def __len__(self) -> int:
@@ -252,14 +264,16 @@ class EvalBatches:
 
 
 class _StepsFrom:
-    """The sampler's batches from step `first` on."""
+    """The sampler's batches from step `first` on, of each the images at `positions`."""
 
-    def __init__(self, sampler: IdentitySampler) -> None:
+    def __init__(self, sampler: IdentitySampler, positions: np.ndarray) -> None:
         self.sampler = sampler
+        self.positions = positions
         self.first = 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return islice(self.sampler, self.first, None)
+        for batch in islice(self.sampler, self.first, None):
+            yield batch[self.positions]
 
 
 class _IndexedImages(Dataset):
