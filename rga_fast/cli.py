@@ -14,17 +14,17 @@ from rga_fast import dispatch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt."""
+    """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt. `data`
+    also returns 1 for data in which something is wrong."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         print("rga-fast: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         print(f"rga-fast: error: {_told(error)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def train(options: argparse.Namespace) -> None:
@@ -43,6 +43,7 @@ def train(options: argparse.Namespace) -> None:
     for name in ("data", "epochs", "seed", "pretrained", "impl"):
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
+    fields |= {name: True for name in ("tensorboard", "profile") if getattr(options, name)}
     if options.stages is not None:
         fields |= parse_assignments([f"stages={options.stages}"])
     try:
@@ -89,6 +90,28 @@ def evaluate(options: argparse.Namespace) -> None:
         save_features(options.features, data, query, gallery)
 
 
+def data(options: argparse.Namespace) -> int:
+    from rga_fast.reid.console import console, dataset_table, progress
+    from rga_fast.reid.datacheck import check_dataset
+    from rga_fast.reid.datasets import join_training
+
+    datasets, wrong = [], False
+    for path in options.paths:
+        with progress(f"decoding {path}") as bar:
+            dataset, right = check_dataset(
+                path,
+                boxes=options.boxes,
+                val_trains=not options.without_val,
+                decode=options.decode,
+                progress=bar,
+            )
+        datasets.append(dataset)
+        wrong |= not right
+    if len(datasets) > 1:
+        console.print(dataset_table(join_training(datasets)))
+    return int(wrong)
+
+
 def synth(options: argparse.Namespace) -> None:
     from rga_fast.reid.console import console, dataset_table, progress
     from rga_fast.reid.datasets import open_dataset
@@ -128,7 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     verb = _verb(verbs, "train", train, "train a network and evaluate it before and after")
-    verb.add_argument("--data", metavar="PATH", help="a data set; without it: a synthetic one")
+    verb.add_argument(
+        "--data",
+        metavar="PATH",
+        action="append",
+        help="a data set; several train together, the first is evaluated; none: a synthetic one",
+    )
     verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the run, runs/... if none")
     verb.add_argument(
         "--recipe", choices=("paper", "small"), help="small without --data, else paper"
@@ -151,6 +179,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a checkpoint, or auto: the newest in --out, if there is one",
     )
+    verb.add_argument(
+        "--tensorboard", action="store_true", help="scalars, a batch and embeddings for TensorBoard"
+    )
+    verb.add_argument(
+        "--profile", action="store_true", help="record a few steps, name the slowest operators"
+    )
     verb.add_argument("fields", nargs="*", metavar="field=value", help="of the configuration")
 
     verb = _verb(verbs, "evaluate", evaluate, "rank-k, mAP and mINP of a checkpoint")
@@ -161,6 +195,21 @@ def _parser() -> argparse.ArgumentParser:
         "--features", type=Path, metavar="FILE", help="write what was ranked (.safetensors)"
     )
     verb.add_argument("--impl", choices=dispatch.ARGUMENTS, default="auto")
+
+    verb = _verb(verbs, "data", data, "recognise a data set, count it, and tell what is wrong")
+    verb.epilog = (
+        "The status is 1 where the data cannot be used or compared: it cannot be read, a count is "
+        "not the published one, no query is valid, an image is damaged (--decode). Remarks leave "
+        "it 0."
+    )
+    verb.add_argument("paths", nargs="+", metavar="PATH", help="several are also shown joined")
+    verb.add_argument("--boxes", choices=("labeled", "detected"), help="of CUHK03")
+    verb.add_argument(
+        "--without-val",
+        action="store_true",
+        help="MSMT17's validation images do not train; by default they do",
+    )
+    verb.add_argument("--decode", action="store_true", help="open every image, too")
 
     verb = _verb(verbs, "synth", synth, "write a synthetic data set in the Market-1501 layout")
     verb.add_argument("out", type=Path, metavar="OUT")

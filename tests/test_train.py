@@ -74,9 +74,10 @@ def test_a_run_leaves_everything_that_traces_it(trained, market):
     assert config["impl"] == "auto"
     assert set(config) == set(vars(Config()))
     steps = rows(trained)
+    measured = ("accuracy", "images_per_s", "waiting")
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert all(
-        set(row) == {"step", "epoch", "loss", "loss_id", "loss_triplet", "lr", "images_per_s"}
+        set(row) == {"step", "epoch", "loss", "loss_id", "loss_triplet", "lr", *measured}
         for row in steps
     )
     assert all(

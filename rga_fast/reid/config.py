@@ -86,6 +86,8 @@ class Config:
     eval_every: int = 40  # epochs between evaluations; after the last one there always is one
     checkpoint_every: int = 20
     eval_batch: int = 64
+    tensorboard: bool = False  # scalars, a batch and embeddings in the run's folder
+    profile: bool = False  # a few steps, for torch-tb-profiler
     seed: int = 0
     device: str = "auto"  # "cuda" if there is one, else "cpu"
 
@@ -246,6 +248,8 @@ def _checked(name: str, value: Any) -> Any:
     kinds = _kinds(name)
     if isinstance(value, list):
         value = tuple(value)
+    if isinstance(value, tuple) and len(value) == 1 and str in kinds:
+        value = value[0]  # one of several that may be
     if value is False and str in kinds:  # YAML reads off as false
         value = "off"
     if float in kinds and isinstance(value, str):  # YAML reads 1e-3 as text

@@ -154,6 +154,26 @@ def decode_files(
     return pixels
 
 
+def damaged_images(files: Sequence[Path], progress: Progress | None = None) -> list[str]:
+    """Decodes all `files`; a sentence for each that cannot be read, as `read_image` puts it."""
+
+    def trouble(file: Path) -> str | None:
+        try:
+            read_image(file, (1, 1))
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None
+
+    found = []
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for done, sentence in enumerate(pool.map(trouble, files), start=1):
+            if sentence is not None:
+                found.append(sentence)
+            if progress is not None:
+                progress(done, len(files))
+    return found
+
+
 def available_cores() -> int:
     """Cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):

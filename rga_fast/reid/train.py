@@ -22,18 +22,22 @@ from rga_fast.reid.augment import Augmentation
 from rga_fast.reid.checkpoint import Checkpoint, load_checkpoint, make_network, save_checkpoint
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import console, dataset_table, metrics_table, progress, skipped_note
+from rga_fast.reid.curves import curves_note
 from rga_fast.reid.datasets import ReidData, open_datasets
 from rga_fast.reid.distributed import Ranks, joined, pick_device
 from rga_fast.reid.evaluate import EvalData, extract_features, open_eval_data, score
 from rga_fast.reid.loader import TrainBatches, open_images
 from rga_fast.reid.metrics import RankMetrics
 from rga_fast.reid.model import ReidNet
+from rga_fast.reid.monitor import Monitor
 from rga_fast.reid.pretrained import load_pretrained
 from rga_fast.reid.sampler import IdentitySampler, rank_positions
 from rga_fast.reid.schedule import cosine_rate, step_rate
 from rga_fast.reid.step import Training
 
 Scores = dict[str, RankMetrics]
+
+WORTH_SAYING = 0.1  # share of the time spent waiting for images
 
 
 def train(
@@ -77,6 +81,11 @@ def _train(
 ) -> dict[str, Any]:
     first_epoch, first_step = (saved.epoch, saved.step) if saved is not None else (0, 0)
     ranks.check_same("configuration", config)
+    monitor = Monitor(
+        out,
+        tensorboard=config.tensorboard and ranks.main,
+        profile=config.profile and ranks.main,
+    )
     ranks.check_same("checkpoint to continue", f"epoch {first_epoch}, step {first_step}")
     with ranks.main_first():
         data = open_training_data(config)
@@ -119,7 +128,8 @@ def _train(
 
     steps = len(batches)
     log_path = out / "metrics.jsonl" if ranks.main else None
-    with sigterm() as stop, MetricsLog(log_path, keep=first_epoch * steps + first_step) as log:
+    begun = first_epoch * steps + first_step
+    with sigterm() as stop, monitor.behind(begun), MetricsLog(log_path, begun, monitor) as log:
         before: Scores | None = None
         if saved is None:
             before = evaluate(training, evaluation)
@@ -136,10 +146,10 @@ def _train(
             if last or done % config.checkpoint_every == 0:
                 save(done)
             if last or done % config.eval_every == 0:
-                after = evaluate(training, evaluation)
+                after = evaluate(training, evaluation, monitor if last else None)
                 log.evaluation(done, done * steps, after)
         if first_epoch >= config.epochs:
-            after = evaluate(training, evaluation)
+            after = evaluate(training, evaluation, monitor)
 
     moments = {"before training": before} if before is not None else {}
     moments["after training"] = after
@@ -162,6 +172,7 @@ def _train(
     if ranks.main:
         text = json.dumps(summary, indent=2) + "\n"
         (out / "summary.json").write_text(text, encoding="utf-8")
+        console.print(curves_note(out))
     console.print(
         f"{summary['seconds']:.0f} s in all. The network is in {out / 'checkpoints' / 'last.pt'}"
     )
@@ -190,6 +201,7 @@ def train_epoch(
             seed_step(config.seed, epoch, step, ranks.rank)
             rate = learning_rate(config, epoch, step / steps)
             result = training.step(images, labels, rate)
+            log.monitor.step(images)
 
             if not math.isfinite(result.loss):
                 raise FloatingPointError(
@@ -199,7 +211,8 @@ def train_epoch(
             seen += batch
             correct += result.correct
             loss_sum += result.loss * batch
-            speed = seen / (time.perf_counter() - clock)
+            elapsed = time.perf_counter() - clock
+            speed, waiting = seen / elapsed, batches.waited / elapsed
             log.write(
                 step=epoch * steps + step + 1,
                 epoch=epoch + 1,
@@ -207,12 +220,16 @@ def train_epoch(
                 loss_id=result.identity,
                 loss_triplet=result.triplet,
                 lr=rate,
+                accuracy=round(correct / seen, 4),
                 images_per_s=round(speed, 1),
+                waiting=round(waiting, 3),
                 **({} if result.grad_norm is None else {"grad_norm": result.grad_norm}),
             )
             left = (config.epochs - epoch) * steps - step - 1
             note = f"loss {loss_sum / seen:.2f}, accuracy {correct / seen:.0%}"
             note += f", {speed:.0f} images/s, {_duration(left * batch / speed)} left"
+            if waiting > WORTH_SAYING:
+                note += f", {waiting:.0%} of it waiting for images"
             bar(step + 1, note=note)
             if ranks.any(stop.is_set()):
                 return step + 1, True
@@ -220,8 +237,9 @@ def train_epoch(
     return steps, False
 
 
-def evaluate(training: Training, evaluation: EvalData) -> Scores:
-    """The scores of the network (of its averaged weights, if there are) on query and gallery."""
+def evaluate(training: Training, evaluation: EvalData, monitor: Monitor | None = None) -> Scores:
+    """The scores of the network (of its averaged weights, if there are) on query and gallery. The
+    `monitor` is shown the features of the queries."""
     config, ranks, network = training.config, training.ranks, training.evaluated()
     splits = []
     total = len(evaluation.query) + len(evaluation.gallery)
@@ -244,6 +262,8 @@ def evaluate(training: Training, evaluation: EvalData) -> Scores:
                 progress=advance,
             )
             splits.append(features)
+    if monitor is not None:
+        monitor.embeddings(evaluation.query, evaluation.data.query, splits[0].after_neck)
     return ranks.from_main(lambda: score(evaluation.data, *splits))
 
 
@@ -340,7 +360,8 @@ class MetricsLog:
     """`metrics.jsonl`: one JSON object per line. Opening keeps the rows up to step `keep`. Without
     a path, on ranks that don't write, nothing happens."""
 
-    def __init__(self, path: Path | None, keep: int = 0) -> None:
+    def __init__(self, path: Path | None, keep: int, monitor: Monitor) -> None:
+        self.monitor = monitor
         self._file = None
         if path is None:
             return
@@ -348,10 +369,14 @@ class MetricsLog:
         kept = [row for row in map(_row, rows) if row is not None and row["step"] <= keep]
         self._file = path.open("w", encoding="utf-8")
         for row in kept:
-            self.write(**row)
+            self._append(row)
 
     def write(self, **row: Any) -> None:
-        """Adds a row, on disk at once."""
+        """Adds a row, on disk at once, and tells the monitor."""
+        self._append(row)
+        self.monitor.row(row)
+
+    def _append(self, row: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -378,7 +403,7 @@ def _row(line: str) -> dict[str, Any] | None:
 # Where and how a run computes, not what.
 _MAY_DIFFER = (
     *("impl", "data", "device", "workers", "compile", "cuda_graph", "channels_last"),
-    *("cache", "cache_folder"),
+    *("cache", "cache_folder", "tensorboard", "profile"),
 )
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "load_msmt17",
     "open_dataset",
     "open_datasets",
+    "read_dataset",
 ]
 
 LAYOUTS = (
@@ -63,7 +64,7 @@ def open_datasets(
     The options, errors and the warning are those of `open_dataset`, for each of them. The warning
     is for the first alone.
     """
-    data = join_training([_load(Path(path), boxes, val_trains) for path in paths])
+    data = join_training([read_dataset(path, boxes=boxes, val_trains=val_trains) for path in paths])
     if not data.valid_queries().any():
         cameras = len({*data.query.cameras.tolist(), *data.gallery.cameras.tolist()})
         warnings.warn(
@@ -74,7 +75,11 @@ def open_datasets(
     return data
 
 
-def _load(path: Path, boxes: str | None, val_trains: bool) -> ReidData:
+def read_dataset(
+    path: str | os.PathLike[str], *, boxes: str | None = None, val_trains: bool = True
+) -> ReidData:
+    """`open_dataset` without its warning."""
+    path = Path(path)
     if path.is_file() and path.suffix.lower() == ".csv":
         return load_csv(path)
     folder = existing_folder(path)
