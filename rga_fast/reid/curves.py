@@ -76,8 +76,10 @@ def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch", fontsize=9)
         axis.grid(alpha=0.3)
-        if name not in ("loss", "lr"):
-            axis.set_ylim(bottom=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if name != "loss":
+            most = max((max(c[name].y, default=0.0) for c in curves.values()), default=0.0)
+            axis.set_ylim(0, 1.05 * most or 1)
     if len(curves) > 1:
         axes[0, 0].legend()
     partial = target.with_suffix(".partial")

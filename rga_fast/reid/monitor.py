@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ SKIPPED_STEPS, WARMUP_STEPS, PROFILED_STEPS = 1, 2, 3
 OPERATORS = 10  # in the table of the most expensive ones
 SHOWN_IMAGES = 32  # of a batch
 EMBEDDED_IMAGES = 1000
-THUMBNAIL_HEIGHT = 64
+THUMBNAIL_SIDE = 64
 
 
 class Monitor:
@@ -50,6 +51,7 @@ class Monitor:
             self._writer = self._writer_class(folder, purge_step=self._first_step + 1)
             console.print(f"to see the run: tensorboard --logdir {self.out}")
         if self._profile:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it announces its start and stop
             steps = torch.profiler.schedule(
                 wait=SKIPPED_STEPS, warmup=WARMUP_STEPS, active=PROFILED_STEPS, repeat=1
             )
@@ -111,7 +113,8 @@ class Monitor:
         console.print(_operator_table(profiler.key_averages()))
         console.print(
             f"the profile is in {folder}; to look at it: pip install 'rga-fast[profile]' && "
-            f"tensorboard --logdir {self.out}"
+            f"tensorboard --logdir {self.out}",
+            markup=False,
         )
         self._profiler = None
 
@@ -127,12 +130,16 @@ def _summary_writer() -> Any:
 
 
 def _thumbnails(pixels: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, h, w) in 0..1, h at most `THUMBNAIL_HEIGHT`."""
+    """uint8 (N, H, W, 3) -> float32 (N, 3, s, s) in 0..1, in the middle of a white square: the
+    writer takes no other shape."""
     _, H, W, _ = pixels.shape
-    height = min(H, THUMBNAIL_HEIGHT)
-    size = (height, max(1, round(W * height / H)))
+    side = min(max(H, W), THUMBNAIL_SIDE)
+    height, width = (max(1, round(length * side / max(H, W))) for length in (H, W))
     images = pixels.permute(0, 3, 1, 2).float() / 255
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+    images = F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
+    top, left = (side - height) // 2, (side - width) // 2
+    border = (left, side - width - left, top, side - height - top)
+    return F.pad(images.clamp(0, 1), border, value=1.0)
 
 
 def _operator_table(events: Sequence[Any]) -> Table:

@@ -172,7 +172,7 @@ def _train(
     if ranks.main:
         text = json.dumps(summary, indent=2) + "\n"
         (out / "summary.json").write_text(text, encoding="utf-8")
-        console.print(curves_note(out))
+        console.print(curves_note(out), markup=False)
     console.print(
         f"{summary['seconds']:.0f} s in all. The network is in {out / 'checkpoints' / 'last.pt'}"
     )
