@@ -16,7 +16,12 @@ from rga_fast import dispatch
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt. `data`
     also returns 1 for data in which something is wrong."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "fields") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes them in one place only, people write them between the options
+        options.fields += rest
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:
