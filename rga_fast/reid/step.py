@@ -50,7 +50,9 @@ class Training:
         self.config, self.device, self.ranks = config, device, ranks or Ranks()
         if config.sync_bn and self.ranks.world > 1:
             model = cast(ReidNet, synchronised(model))
-        self.model = model.to(device)
+        self.model = model
+        if next(model.parameters()).device != device:  # `to` fails on tensors without content
+            model.to(device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
