@@ -16,7 +16,7 @@ from rga_fast import dispatch
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -122,6 +122,18 @@ def info(options: argparse.Namespace) -> None:
             x = torch.empty(1, 256, 64, 32, device=device, dtype=dtype)
             impl, reason = dispatch.choose("auto", x)
             print(f"  {device!s:<8} {str(dtype).removeprefix('torch.'):<9} {impl} ({reason})")
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """As `parse_args`, which would not take fields both before and after an option."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if hasattr(options, "fields"):
+        options.fields += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 # Options of `train` that are fields of the configuration.
