@@ -1,7 +1,6 @@
 """Two processes against one on the whole batch; runs under torchrun, also such that end early."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -274,18 +273,3 @@ def test_a_rank_that_dies_ends_the_job_with_its_error(death, message, market, tm
     assert time.monotonic() - started < 60
     assert done.returncode != 0
     assert message in done.stderr
-
-
-def test_options_that_ranks_cannot_share(market, tmp_path):
-    arguments = command(market, tmp_path / "out", "--accumulate=4")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*TORCHRUN, "-m", "rga_fast", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
-    assert done.returncode != 0
-    assert "must be divisible by accumulate x ranks = 4 x 2, got 4" in done.stderr
-    assert not (tmp_path / "out").exists()

@@ -29,15 +29,15 @@ def describe_run(config: Config) -> None:
     Raises:
         ValueError, OSError: as `train`, before anything is trained.
     """
-    rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    if rank > 0:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if int(os.environ.get("RANK", "0")) > 0:
         return
     device = pick_device(config.device)
     console.print(config.to_yaml().rstrip())
     data = _open(config)
     console.print(dataset_table(data))
     num_classes = len(np.unique(data.train.labels))
-    sampler, positions = make_sampler(data, config, Ranks(rank, world))
+    sampler, positions = make_sampler(data, config, Ranks(0, world))
     with FakeTensorMode(), device:
         network = make_network(config, num_classes)
     console.print(describe_network(network, config, device))
@@ -45,7 +45,7 @@ def describe_run(config: Config) -> None:
     P, K, parts = config.identities_per_batch, config.images_per_identity, config.accumulate
     line = f"batch: {P * K} images, {P} identities x {K}"
     if parts * world > 1:
-        line += f"; {world} ranks, {parts} slices each: {len(positions) // parts} images at a time"
+        line += f"; {len(positions) // parts} at a time (ranks: {world}, slices on each: {parts})"
     console.print(line)
     steps = len(sampler)
     console.print(f"steps: {steps:,} an epoch, {steps * config.epochs:,} in {config.epochs} epochs")
