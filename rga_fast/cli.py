@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -16,25 +17,21 @@ from rga_fast import dispatch
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt. `data`
     also returns 1 for data in which something is wrong."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(options, "fields") or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes them in one place only, people write them between the options
-        options.fields += rest
+    options = _parsed(arguments)
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:
         print("rga-fast: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
-        print(f"rga-fast: error: {_told(error)}", file=sys.stderr)
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        print(f"rga-fast: {rank}error: {_told(error)}", file=sys.stderr)
         return 1
 
 
 def train(options: argparse.Namespace) -> None:
     from rga_fast.reid.checkpoint import load_checkpoint
-    from rga_fast.reid.config import RECIPES, parse_assignments
+    from rga_fast.reid.config import load_recipe, parse_assignments
     from rga_fast.reid.train import Terminated, train
 
     resume = _resume_path(options)
@@ -42,17 +39,23 @@ def train(options: argparse.Namespace) -> None:
         config, out = load_checkpoint(resume).config, options.out or resume.parent.parent
     else:
         recipe = options.recipe or ("small" if options.data is None else "paper")
-        config = RECIPES[recipe]
-        out = options.out or Path("runs") / time.strftime(f"%Y%m%d-%H%M%S-{recipe}")
+        config = load_recipe(recipe)
+        out = options.out or Path("runs") / time.strftime(f"%Y%m%d-%H%M%S-{Path(recipe).stem}")
     fields = parse_assignments(options.fields)
-    for name in ("data", "epochs", "seed", "pretrained", "impl"):
+    for name in _FIELD_OPTIONS:
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
     fields |= {name: True for name in ("tensorboard", "profile") if getattr(options, name)}
     if options.stages is not None:
         fields |= parse_assignments([f"stages={options.stages}"])
+    config = config.replace(**fields)
+    if options.dry_run:
+        from rga_fast.reid.plan import describe_run
+
+        describe_run(config)
+        return
     try:
-        train(config.replace(**fields), out, resume, restart=options.resume == "auto")
+        train(config, out, resume, restart=options.resume == "auto")
     except Terminated as stopped:
         print(f"rga-fast: {stopped}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
@@ -72,7 +75,7 @@ def evaluate(options: argparse.Namespace) -> None:
         config = config.replace(data=options.data)
     data = training.open_training_data(config)
     model = make_network(config, saved.num_classes)
-    load_weights(model, saved.model, str(options.checkpoint))
+    load_weights(model, saved.weights, str(options.checkpoint))
     device = training.pick_device(config.device)
     model.to(device)
     with console.progress("decoding images") as bar:
@@ -147,6 +150,25 @@ def info(options: argparse.Namespace) -> None:
             print(f"  {device!s:<8} {str(dtype).removeprefix('torch.'):<9} {impl} ({reason})")
 
 
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """As `parse_args`, which would not take fields both before and after an option."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if hasattr(options, "fields"):
+        options.fields += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
+# Options of `train` that are fields of the configuration.
+_FIELD_OPTIONS = (
+    *("data", "epochs", "seed", "pretrained", "impl", "amp", "channels_last", "compile"),
+    *("cuda_graph", "sync_bn", "accumulate", "clip_norm", "ema", "freeze_epochs"),
+)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rga-fast",
@@ -164,12 +186,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the run, runs/... if none")
     verb.add_argument(
-        "--recipe", choices=("paper", "small"), help="small without --data, else paper"
+        "--recipe",
+        metavar="NAME",
+        help="paper, fast, small or a FILE.yaml with some of the fields; small without --data, "
+        "else paper",
     )
     verb.add_argument("--epochs", type=int, metavar="N")
     verb.add_argument("--seed", type=int, metavar="S")
     verb.add_argument("--stages", metavar="1,2,3,4", help="attention follows these stages")
     verb.add_argument("--pretrained", metavar="FILE", help="ImageNet weights of the backbone")
+    verb.add_argument("--amp", choices=("off", "bf16", "fp16"), help="mixed precision")
+    for flag, text in (
+        ("channels-last", "maps in channels-last layout"),
+        ("compile", "torch.compile the network"),
+        ("cuda-graph", "and replay its steps from CUDA graphs"),
+        ("sync-bn", "batch statistics of all ranks"),
+    ):
+        verb.add_argument(f"--{flag}", action="store_true", default=None, help=text)
+    verb.add_argument("--accumulate", type=int, metavar="N", help="cut a batch into N slices")
+    verb.add_argument("--clip-norm", type=float, metavar="X", help="clip the gradient's norm")
+    verb.add_argument(
+        "--ema", type=float, metavar="DECAY", help="average the weights and evaluate the average"
+    )
+    verb.add_argument(
+        "--freeze-epochs", type=int, metavar="N", help="first train the new layers alone"
+    )
+    verb.add_argument(
+        "--dry-run", action="store_true", help="tell what would run and what it needs, and end"
+    )
     implementation = verb.add_mutually_exclusive_group()
     implementation.add_argument(
         "--fused",

@@ -134,10 +134,14 @@ class Config:
         """
         return dataclasses.replace(self, **{k: _checked(k, v) for k, v in fields.items()})
 
+    def to_yaml(self) -> str:
+        """Every field, one to a line where it fits."""
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return yaml.safe_dump(fields, sort_keys=False, default_flow_style=None)
+
     def save(self, path: Path) -> None:
         """Writes every field to a YAML file."""
-        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
-        path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+        path.write_text(self.to_yaml(), encoding="utf-8")
 
     @staticmethod
     def load(path: Path) -> Config:

@@ -144,7 +144,6 @@ def pick_device(name: str) -> torch.device:
                 raise ValueError(f"config: several ranks cannot share device {name!r}; use 'cuda'")
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"config: device {name!r} cannot be used: {error}") from error
-    return device

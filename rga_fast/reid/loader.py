@@ -318,9 +318,17 @@ def _read_ahead(
         sampler=steps,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_own_session,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or each epoch would draw from the global one
     )
+
+
+def _own_session(worker: int) -> None:
+    """torchrun and terminals signal whole groups of processes; a worker that died of a SIGTERM
+    would keep the run from saving. Workers end by themselves when their parent is gone."""
+    if hasattr(os, "setsid"):
+        os.setsid()
 
 
 def _batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rga_fast.reid.checkpoint import Checkpoint, load_weights
@@ -16,7 +15,7 @@ from rga_fast.reid.distributed import Ranks
 from rga_fast.reid.losses import reid_losses
 from rga_fast.reid.model import ReidNet
 from rga_fast.reid.schedule import make_optimizer, set_learning_rate
-from rga_fast.reid.sync_bn import synchronised
+from rga_fast.reid.sync_bn import Parallel, synchronised
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 
@@ -50,7 +49,9 @@ class Training:
         self.config, self.device, self.ranks = config, device, ranks or Ranks()
         if config.sync_bn and self.ranks.world > 1:
             model = cast(ReidNet, synchronised(model))
-        self.model = model.to(device)
+        self.model = model
+        if next(model.parameters()).device != device:  # `to` fails on tensors without content
+            model.to(device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
@@ -61,7 +62,7 @@ class Training:
                 model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
             )
         self._frozen: bool | None = None
-        self._parallel: DistributedDataParallel | None = None
+        self._parallel: Parallel | None = None
         self._network: Any = None
 
     def load(self, saved: Checkpoint, source: str) -> None:
@@ -165,13 +166,11 @@ class Training:
         return nullcontext() if last or self._parallel is None else self._parallel.no_sync()
 
     def _wrap(self) -> None:
-        self._network, self._parallel = self.model, None  # the old one releases the parameters
+        self._network = self.model
+        self._parallel = None  # the old one lets go of the parameters
         if self.ranks.world > 1:
-            self._network = self._parallel = DistributedDataParallel(
-                self.model,
-                broadcast_buffers=not self.config.sync_bn,  # synchronised, they are equal anyway
-                gradient_as_bucket_view=True,
-            )
+            self._parallel = Parallel(self.model, gradient_as_bucket_view=True)
+            self._network = self._parallel
         if self.config.compile or self.config.cuda_graph:
             mode = "reduce-overhead" if self.config.cuda_graph else None
             self._network = torch.compile(self._network, dynamic=False, mode=mode)

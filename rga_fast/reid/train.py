@@ -196,6 +196,7 @@ def train_epoch(
     training.start_epoch(epoch)
     batches.set_epoch(epoch, begin)
     seen, correct, loss_sum, clock = 0, 0, 0.0, time.perf_counter()
+    note = "was at its end already"  # where the run was stopped behind the last step
     with progress(f"epoch {epoch + 1}/{config.epochs}", steps) as bar:
         for step, (images, labels) in enumerate(batches, start=begin):
             seed_step(config.seed, epoch, step, ranks.rank)

@@ -11,13 +11,18 @@ from rga_fast.reid.synth.dataset import VERSION, write_dataset
 IDENTITIES, SEED = 240, 0
 
 
+def cached_folder() -> Path:
+    """Where the default synthetic data set lies once it is drawn."""
+    return user_cache() / f"synthetic-{VERSION}-{IDENTITIES}-{SEED}"
+
+
 def cached_dataset(progress: Callable[[int, int], None] | None = None) -> Path:
     """The folder of the default synthetic data set; it is written if it is not there yet.
 
     Raises:
         OSError: if it cannot be written.
     """
-    folder = user_cache() / f"synthetic-{VERSION}-{IDENTITIES}-{SEED}"
+    folder = cached_folder()
     if not folder.exists():
         write_dataset(folder, IDENTITIES, SEED, progress=progress)
     return folder
