@@ -45,7 +45,6 @@ def train(options: argparse.Namespace) -> None:
     for name in _FIELD_OPTIONS:
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
-    fields |= {name: True for name in ("tensorboard", "profile") if getattr(options, name)}
     if options.stages is not None:
         fields |= parse_assignments([f"stages={options.stages}"])
     config = config.replace(**fields)
@@ -166,6 +165,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 _FIELD_OPTIONS = (
     *("data", "epochs", "seed", "pretrained", "impl", "amp", "channels_last", "compile"),
     *("cuda_graph", "sync_bn", "accumulate", "clip_norm", "ema", "freeze_epochs"),
+    *("tensorboard", "profile"),
 )
 
 
@@ -201,6 +201,8 @@ def _parser() -> argparse.ArgumentParser:
         ("compile", "torch.compile the network"),
         ("cuda-graph", "and replay its steps from CUDA graphs"),
         ("sync-bn", "batch statistics of all ranks"),
+        ("tensorboard", "scalars, a batch and embeddings for TensorBoard"),
+        ("profile", "record a few steps, name the slowest operators"),
     ):
         verb.add_argument(f"--{flag}", action="store_true", default=None, help=text)
     verb.add_argument("--accumulate", type=int, metavar="N", help="cut a batch into N slices")
@@ -227,12 +229,6 @@ def _parser() -> argparse.ArgumentParser:
         "--resume",
         metavar="PATH",
         help="a checkpoint, or auto: the newest in --out, if there is one",
-    )
-    verb.add_argument(
-        "--tensorboard", action="store_true", help="scalars, a batch and embeddings for TensorBoard"
-    )
-    verb.add_argument(
-        "--profile", action="store_true", help="record a few steps, name the slowest operators"
     )
     verb.add_argument("fields", nargs="*", metavar="field=value", help="of the configuration")
 
