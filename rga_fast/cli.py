@@ -15,18 +15,23 @@ from rga_fast import dispatch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt."""
-    options = _parsed(arguments)
+    """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt. `data`
+    also returns 1 for data in which something is wrong."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "fields") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes them in one place only, people write them between the options
+        options.fields += rest
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         print("rga-fast: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
         print(f"rga-fast: {rank}error: {_told(error)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def train(options: argparse.Namespace) -> None:
@@ -45,6 +50,7 @@ def train(options: argparse.Namespace) -> None:
     for name in _FIELD_OPTIONS:
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
+    fields |= {name: True for name in ("tensorboard", "profile") if getattr(options, name)}
     if options.stages is not None:
         fields |= parse_assignments([f"stages={options.stages}"])
     config = config.replace(**fields)
@@ -78,10 +84,13 @@ def evaluate(options: argparse.Namespace) -> None:
     device = training.pick_device(config.device)
     model.to(device)
     with console.progress("decoding images") as bar:
-        images = open_eval_data(data, config.size, cache=config.cache_images, progress=bar)
-    workers = 0 if config.cache_images else config.workers
+        images = open_eval_data(
+            data, config.size, cache=config.cache, folder=config.cache_folder, progress=bar
+        )
     query, gallery = (
-        extract_features(model, split, batch_size=config.eval_batch, device=device, workers=workers)
+        extract_features(
+            model, split, batch_size=config.eval_batch, device=device, workers=config.readers
+        )
         for split in (images.query, images.gallery)
     )
     scores = score(data, query, gallery)
@@ -92,6 +101,28 @@ def evaluate(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     if options.features is not None:
         save_features(options.features, data, query, gallery)
+
+
+def data(options: argparse.Namespace) -> int:
+    from rga_fast.reid.console import console, dataset_table, progress
+    from rga_fast.reid.datacheck import check_dataset
+    from rga_fast.reid.datasets import join_training
+
+    datasets, wrong = [], False
+    for path in options.paths:
+        with progress(f"decoding {path}") as bar:
+            dataset, right = check_dataset(
+                path,
+                boxes=options.boxes,
+                val_trains=not options.without_val,
+                decode=options.decode,
+                progress=bar,
+            )
+        datasets.append(dataset)
+        wrong |= not right
+    if len(datasets) > 1:
+        console.print(dataset_table(join_training(datasets)))
+    return int(wrong)
 
 
 def synth(options: argparse.Namespace) -> None:
@@ -124,18 +155,6 @@ def info(options: argparse.Namespace) -> None:
             print(f"  {device!s:<8} {str(dtype).removeprefix('torch.'):<9} {impl} ({reason})")
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """As `parse_args`, which would not take fields both before and after an option."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if hasattr(options, "fields"):
-        options.fields += [word for word in rest if not word.startswith("-")]
-        rest = [word for word in rest if word.startswith("-")]
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return options
-
-
 # Options of `train` that are fields of the configuration.
 _FIELD_OPTIONS = (
     *("data", "epochs", "seed", "pretrained", "impl", "amp", "channels_last", "compile"),
@@ -152,7 +171,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     verb = _verb(verbs, "train", train, "train a network and evaluate it before and after")
-    verb.add_argument("--data", metavar="PATH", help="a data set; without it: a synthetic one")
+    verb.add_argument(
+        "--data",
+        metavar="PATH",
+        action="append",
+        help="a data set; several train together, the first is evaluated; none: a synthetic one",
+    )
     verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the run, runs/... if none")
     verb.add_argument(
         "--recipe",
@@ -197,6 +221,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a checkpoint, or auto: the newest in --out, if there is one",
     )
+    verb.add_argument(
+        "--tensorboard", action="store_true", help="scalars, a batch and embeddings for TensorBoard"
+    )
+    verb.add_argument(
+        "--profile", action="store_true", help="record a few steps, name the slowest operators"
+    )
     verb.add_argument("fields", nargs="*", metavar="field=value", help="of the configuration")
 
     verb = _verb(verbs, "evaluate", evaluate, "rank-k, mAP and mINP of a checkpoint")
@@ -207,6 +237,21 @@ def _parser() -> argparse.ArgumentParser:
         "--features", type=Path, metavar="FILE", help="write what was ranked (.safetensors)"
     )
     verb.add_argument("--impl", choices=dispatch.ARGUMENTS, default="auto")
+
+    verb = _verb(verbs, "data", data, "recognise a data set, count it, and tell what is wrong")
+    verb.epilog = (
+        "The status is 1 where the data cannot be used or compared: it cannot be read, a count is "
+        "not the published one, no query is valid, an image is damaged (--decode). Remarks leave "
+        "it 0."
+    )
+    verb.add_argument("paths", nargs="+", metavar="PATH", help="several are also shown joined")
+    verb.add_argument("--boxes", choices=("labeled", "detected"), help="of CUHK03")
+    verb.add_argument(
+        "--without-val",
+        action="store_true",
+        help="MSMT17's validation images do not train; by default they do",
+    )
+    verb.add_argument("--decode", action="store_true", help="open every image, too")
 
     verb = _verb(verbs, "synth", synth, "write a synthetic data set in the Market-1501 layout")
     verb.add_argument("out", type=Path, metavar="OUT")

@@ -189,7 +189,7 @@ def rows(folder: Path, key: str = "loss") -> list[dict]:
 
 
 # Everything that has state, and workers that read ahead.
-STATEFUL = ("--ema=0.5", "--clip-norm=1", "--accumulate=2", "cache_images=false", "workers=1")
+STATEFUL = ("--ema=0.5", "--clip-norm=1", "--accumulate=2", "cache=off", "workers=1")
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ def test_a_dry_run_tells_what_would_run_and_writes_nothing(people, monkeypatch, 
         "steps: 1 an epoch, 3 in 3 epochs",
         "M parameters",
         "memory of a step: ",
-        "decoded images: ",
+        "decoded images, in memory: ",
     ):
         assert expected in text
 

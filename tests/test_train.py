@@ -74,9 +74,10 @@ def test_a_run_leaves_everything_that_traces_it(trained, market):
     assert config["impl"] == "auto"
     assert set(config) == set(vars(Config()))
     steps = rows(trained)
+    measured = ("accuracy", "images_per_s", "waiting")
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert all(
-        set(row) == {"step", "epoch", "loss", "loss_id", "loss_triplet", "lr", "images_per_s"}
+        set(row) == {"step", "epoch", "loss", "loss_id", "loss_triplet", "lr", *measured}
         for row in steps
     )
     assert all(
@@ -132,7 +133,7 @@ def test_resume_equals_a_run_never_interrupted(trained, market, tmp_path):
 
 STATEFUL = [
     *("--amp=bf16", "--ema=0.5", "--accumulate=2", "--clip-norm=1", "--freeze-epochs=1"),
-    *("cache_images=false", "workers=2"),
+    *("cache=off", "workers=2"),
 ]
 
 
@@ -296,7 +297,8 @@ def test_assignments():
         (["epohcs=3"], "unknown field 'epohcs'; did you mean 'epochs'?"),
         (["epochs=many"], "epochs must be int, got 'many'"),
         (["epochs=0"], "epochs must be a positive integer, got 0"),
-        (["cache_images=3"], "cache_images must be bool, got 3"),
+        (["relations=3"], "relations must be bool, got 3"),
+        (["cache=ram"], "cache must be one of 'off'"),
         (["arch=resnet19"], "arch must be one of 'resnet18'"),
         (["impl=fast"], "impl must be one of 'auto'"),
         (["epochs"], "expected field=value, got 'epochs'"),

@@ -154,6 +154,12 @@ def normalise(pixels: Tensor) -> Tensor:
     return images.mul_(1 / (255 * std)).sub_(mean / std)
 
 
+def denormalise(images: Tensor) -> Tensor:
+    """float32 (B, 3, H, W) as `normalise` makes them -> in 0..1 on the CPU, to be shown."""
+    mean, std = (torch.tensor(c)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images.detach().float().cpu() * std + mean).clamp(0, 1)
+
+
 def _check_pixels(pixels: Tensor) -> torch.Size:
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         raise ValueError(

@@ -15,6 +15,8 @@ import yaml
 
 from rga_fast import dispatch, validation
 from rga_fast.modules import EMBEDDINGS, VARIANTS
+from rga_fast.reid.datasets.cuhk03 import BOXES
+from rga_fast.reid.loader import CACHES
 from rga_fast.reid.model import ARCHITECTURES
 
 SCHEDULES = ("step", "cosine")
@@ -25,16 +27,20 @@ AMP = ("off", "bf16", "fp16")
 class Config:
     """A training run. The defaults are the published recipe (see `RECIPES` for the others).
 
-    `data` None means the synthetic data set, written once into the user's cache folder. Sizes are
-    in pixels, rates per step, `warmup_epochs` and `milestones` in epochs. A batch is that of one
-    step of the optimiser: ranks and `accumulate` divide it.
+    `data` None means the synthetic data set, written once into the user's cache folder; of several
+    paths all train and the first is evaluated. Sizes are in pixels, rates per step,
+    `warmup_epochs` and `milestones` in epochs. A batch is that of one step of the optimiser: ranks
+    and `accumulate` divide it.
     """
 
-    data: str | None = None
+    data: str | tuple[str, ...] | None = None
+    boxes: str | None = None  # of CUHK03: labeled, detected; None: labeled where it is there
+    val_trains: bool = True  # MSMT17's validation images train, too
     height: int = 256
     width: int = 128
-    cache_images: bool = False  # decode every image once, into memory
-    workers: int = 4  # processes that decode ahead, where images are not cached
+    cache: str = "off"  # decode every image once, into memory or into a file on disk
+    cache_folder: str | None = None  # of that file; None: the user's cache folder
+    workers: int = 4  # processes that read ahead, where images are not in memory
 
     arch: str = "resnet50"
     base_width: int = 64  # channels of the stem
@@ -80,18 +86,25 @@ class Config:
     eval_every: int = 40  # epochs between evaluations; after the last one there always is one
     checkpoint_every: int = 20
     eval_batch: int = 64
+    tensorboard: bool = False  # scalars, a batch and embeddings in the run's folder
+    profile: bool = False  # a few steps, for torch-tb-profiler
     seed: int = 0
     device: str = "auto"  # "cuda" if there is one, else "cpu"
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
             validation.check_positive("config", name, getattr(self, name))
+        validation.check_choice("config", "cache", self.cache, CACHES)
+        if self.boxes is not None:
+            validation.check_choice("config", "boxes", self.boxes, BOXES)
         validation.check_choice("config", "arch", self.arch, tuple(ARCHITECTURES))
         if self.variant is not None:
             validation.check_choice("config", "variant", self.variant, tuple(VARIANTS))
         validation.check_choice("config", "embedding", self.embedding, EMBEDDINGS)
         validation.check_choice("config", "impl", self.impl, dispatch.ARGUMENTS)
         validation.check_choice("config", "schedule", self.schedule, SCHEDULES)
+        if not (self.data is None or isinstance(self.data, str) or _are_texts(self.data)):
+            raise ValueError(f"config: data must be a path or several, got {self.data!r}")
         validation.check_choice("config", "amp", self.amp, AMP)
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
@@ -106,6 +119,11 @@ class Config:
     @property
     def size(self) -> tuple[int, int]:
         return self.height, self.width
+
+    @property
+    def readers(self) -> int:
+        """Processes that read ahead: none where the images lie in memory."""
+        return 0 if self.cache == "memory" else self.workers
 
     def replace(self, **fields: Any) -> Config:
         """A copy with other values.
@@ -140,6 +158,10 @@ class Config:
             raise ValueError(f"{path}: {error}") from error
 
 
+def _are_texts(values: tuple[Any, ...]) -> bool:
+    return bool(values) and all(isinstance(value, str) for value in values)
+
+
 _POSITIVE = (
     *("height", "width", "base_width", "last_stride", "spatial_ratio", "channel_ratio"),
     *("down_ratio", "identities_per_batch", "images_per_identity", "epochs", "eval_every"),
@@ -167,7 +189,7 @@ RECIPES = {
     "small": Config(
         height=96,
         width=48,
-        cache_images=True,
+        cache="memory",
         workers=0,
         arch="resnet18",
         base_width=24,
@@ -230,6 +252,10 @@ def _checked(name: str, value: Any) -> Any:
     kinds = _kinds(name)
     if isinstance(value, list):
         value = tuple(value)
+    if isinstance(value, tuple) and len(value) == 1 and str in kinds:
+        value = value[0]  # one of several that may be
+    if value is False and str in kinds:  # YAML reads off as false
+        value = "off"
     if float in kinds and isinstance(value, str):  # YAML reads 1e-3 as text
         with contextlib.suppress(ValueError):
             value = float(value)

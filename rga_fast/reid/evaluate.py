@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,14 +37,9 @@ class EvalData(NamedTuple):
     gallery: Images
 
 
-def open_eval_data(
-    data: ReidData, size: tuple[int, int], *, cache: bool, progress: Callable | None = None
-) -> EvalData:
-    """Query and gallery of `data`; `cache` as for `open_images`."""
-    query, gallery = (
-        open_images(split, size, cache=cache, progress=progress)
-        for split in (data.query, data.gallery)
-    )
+def open_eval_data(data: ReidData, size: tuple[int, int], **options: Any) -> EvalData:
+    """Query and gallery of `data`; the options are those of `open_images`."""
+    query, gallery = (open_images(split, size, **options) for split in (data.query, data.gallery))
     return EvalData(data, query, gallery)
 
 

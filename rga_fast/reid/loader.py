@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -15,9 +16,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rga_fast import validation
 from rga_fast.reid.augment import Augmentation, Draws, normalise
 from rga_fast.reid.datasets import Split
+from rga_fast.reid.pixel_cache import map_pixels
 from rga_fast.reid.sampler import IdentitySampler
+
+CACHES = ("off", "memory", "disk")
 
 Size = tuple[int, int]  # height, width
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -58,12 +63,22 @@ class CachedImages:
             )
         self.pixels = pixels
 
+    def __reduce__(self) -> tuple:
+        """A mapped array travels to other processes by its path, not by its content."""
+        if isinstance(self.pixels, np.memmap):
+            return _reopened, (self.pixels.filename,)
+        return CachedImages, (self.pixels,)
+
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3): a copy of the images at `indices` (B,)."""
         return torch.from_numpy(self.pixels[indices])
+
+
+def _reopened(path: str) -> CachedImages:
+    return CachedImages(np.load(path, mmap_mode="r"))
 
 
 class ImageFiles:
@@ -85,18 +100,35 @@ Images = CachedImages | ImageFiles
 
 
 def open_images(
-    split: Split, size: Size, *, cache: bool, progress: Progress | None = None
+    split: Split,
+    size: Size,
+    *,
+    cache: str = "off",
+    folder: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Images:
     """The images of `split` at `size` = (height, width).
 
-    `cache`: all of them are decoded now, on all cores, into N * H * W * 3 bytes of memory, and
-    `progress` is told how far this is. Otherwise each is decoded when it is needed. Errors as
-    `read_image`.
+    `cache` "off": each is decoded when it is needed. "memory": all are decoded now, on all cores,
+    into N * H * W * 3 bytes, and `progress` is told how far this is. "disk": the same bytes lie in
+    a file in `folder` that processes share and later runs find (`map_pixels`). Errors as
+    `read_image` and `map_pixels`.
     """
+    validation.check_choice("open_images", "cache", cache, CACHES)
     files = [split.file(index) for index in range(len(split))]
-    if not cache:
+    if cache == "off":
         return ImageFiles(files, size)
-    return CachedImages(decode_files(files, size, progress=progress))
+    if cache == "memory":
+        return CachedImages(decode_files(files, size, progress=progress))
+
+    def decode(chunk: range) -> np.ndarray:
+        def advance(done: int, _: int) -> None:
+            if progress is not None:
+                progress(chunk.start + done, len(files))
+
+        return decode_files([files[index] for index in chunk], size, progress=advance)
+
+    return CachedImages(map_pixels(split, size, decode, folder))
 
 
 def decode_files(
@@ -122,6 +154,26 @@ def decode_files(
     return pixels
 
 
+def damaged_images(files: Sequence[Path], progress: Progress | None = None) -> list[str]:
+    """Decodes all `files`; a sentence for each that cannot be read, as `read_image` puts it."""
+
+    def trouble(file: Path) -> str | None:
+        try:
+            read_image(file, (1, 1))
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None
+
+    found = []
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for done, sentence in enumerate(pool.map(trouble, files), start=1):
+            if sentence is not None:
+                found.append(sentence)
+            if progress is not None:
+                progress(done, len(files))
+    return found
+
+
 def available_cores() -> int:
     """Cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):
@@ -134,8 +186,9 @@ class TrainBatches:
 
     `set_epoch` chooses the epoch. What a step yields depends on (seed, epoch, step) and the
     sampler, not on what was drawn before: a run resumed in the middle of an epoch sees the same
-    images. With `workers`, that many processes read batches ahead; cached images need none.
+    images. With `workers`, that many processes read batches ahead; images in memory need none.
     `positions` are the places of a batch that are wanted, all by default; see `rank_positions`.
+    `waited` counts the seconds of the epoch that the caller spent waiting for its batches.
     """
 
     def __init__(
@@ -157,6 +210,7 @@ class TrainBatches:
         self.augmentation = augmentation
         self.device = torch.device(device)
         self.seed = seed
+        self.waited = 0.0
         self._count = sampler.identities_per_batch * sampler.images_per_identity
         self._positions = np.arange(self._count) if positions is None else positions
         self._steps = _StepsFrom(sampler, self._positions)
@@ -166,6 +220,7 @@ class TrainBatches:
         """Chooses the epoch and the step, both from 0, with which the next iteration starts."""
         self.sampler.set_epoch(epoch)
         self._steps.first = first_step
+        self.waited = 0.0
 
     def __len__(self) -> int:
         """Steps in a whole epoch."""
@@ -174,9 +229,13 @@ class TrainBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self.sampler.epoch
         batches = _batches(self._loader, self.device)
+        asked = time.perf_counter()
         for step, (indices, pixels) in enumerate(batches, start=self._steps.first):
             images = self.augmentation.apply(pixels, self._draws(pixels, epoch, step))
-            yield images, self.labels[indices].to(self.device, non_blocking=True)
+            labels = self.labels[indices].to(self.device, non_blocking=True)
+            self.waited += time.perf_counter() - asked
+            yield images, labels
+            asked = time.perf_counter()
 
     def _draws(self, pixels: Tensor, epoch: int, step: int) -> Draws:
         """For the whole batch, whichever of it is here: the share of a rank looks the same."""

@@ -15,9 +15,9 @@ from rga_fast.reid.console import console, dataset_table, progress
 from rga_fast.reid.datasets import ReidData, open_dataset
 from rga_fast.reid.distributed import Ranks, pick_device
 from rga_fast.reid.memory import step_memory
+from rga_fast.reid.prepare import describe_network, make_sampler, open_training_data
 from rga_fast.reid.synth import write_dataset
 from rga_fast.reid.synth.cached import IDENTITIES, SEED, cached_folder
-from rga_fast.reid.train import describe_network, make_sampler, open_training_data
 
 
 def describe_run(config: Config) -> None:
@@ -57,9 +57,12 @@ def describe_run(config: Config) -> None:
         "  estimated from the sizes of all tensors; scratch memory of operators, the allocator's "
         "waste and the program itself come on top"
     )
-    if config.cache_images:
+    if config.cache != "off":
+        where = "in memory" if config.cache == "memory" else "in a file on disk"
         images = sum(len(split) for split in (data.train, data.query, data.gallery))
-        console.print(f"decoded images: {_size(images * config.height * config.width * 3)}")
+        console.print(
+            f"decoded images, {where}: {_size(images * config.height * config.width * 3)}"
+        )
 
 
 def _open(config: Config) -> ReidData:

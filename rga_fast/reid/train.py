@@ -17,23 +17,24 @@ import numpy as np
 import torch
 
 import rga_fast
-from rga_fast.modules import RGA
 from rga_fast.reid.augment import Augmentation
 from rga_fast.reid.checkpoint import Checkpoint, load_checkpoint, make_network, save_checkpoint
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import console, dataset_table, metrics_table, progress, skipped_note
-from rga_fast.reid.datasets import ReidData, open_dataset
+from rga_fast.reid.curves import curves_note
 from rga_fast.reid.distributed import Ranks, joined, pick_device
 from rga_fast.reid.evaluate import EvalData, extract_features, open_eval_data, score
 from rga_fast.reid.loader import TrainBatches, open_images
 from rga_fast.reid.metrics import RankMetrics
-from rga_fast.reid.model import ReidNet
+from rga_fast.reid.monitor import Monitor
+from rga_fast.reid.prepare import describe_network, make_sampler, open_training_data
 from rga_fast.reid.pretrained import load_pretrained
-from rga_fast.reid.sampler import IdentitySampler, rank_positions
 from rga_fast.reid.schedule import cosine_rate, step_rate
 from rga_fast.reid.step import Training
 
 Scores = dict[str, RankMetrics]
+
+WORTH_SAYING = 0.1  # share of the time spent waiting for images
 
 
 def train(
@@ -77,6 +78,11 @@ def _train(
 ) -> dict[str, Any]:
     first_epoch, first_step = (saved.epoch, saved.step) if saved is not None else (0, 0)
     ranks.check_same("configuration", config)
+    monitor = Monitor(
+        out,
+        tensorboard=config.tensorboard and ranks.main,
+        profile=config.profile and ranks.main,
+    )
     ranks.check_same("checkpoint to continue", f"epoch {first_epoch}, step {first_step}")
     with ranks.main_first():
         data = open_training_data(config)
@@ -93,9 +99,10 @@ def _train(
     if ranks.main:
         out.joinpath("checkpoints").mkdir(parents=True, exist_ok=True)
 
+    cache: dict[str, Any] = {"cache": config.cache, "folder": config.cache_folder}
     with progress("decoding images") as bar:
-        images = open_images(data.train, config.size, cache=config.cache_images, progress=bar)
-        evaluation = open_eval_data(data, config.size, cache=config.cache_images, progress=bar)
+        images = open_images(data.train, config.size, **cache, progress=bar)
+        evaluation = open_eval_data(data, config.size, **cache, progress=bar)
     batches = TrainBatches(
         images,
         data.train.labels,
@@ -103,7 +110,7 @@ def _train(
         Augmentation(translate=config.translate, flip=config.flip, erase=config.erase),
         device=device,
         seed=config.seed,
-        workers=0 if config.cache_images else config.workers,
+        workers=config.readers,
         positions=positions,
     )
     console.print(describe_network(training.model, config, device))
@@ -118,7 +125,8 @@ def _train(
 
     steps = len(batches)
     log_path = out / "metrics.jsonl" if ranks.main else None
-    with sigterm() as stop, MetricsLog(log_path, keep=first_epoch * steps + first_step) as log:
+    begun = first_epoch * steps + first_step
+    with sigterm() as stop, monitor.behind(begun), MetricsLog(log_path, begun, monitor) as log:
         before: Scores | None = None
         if saved is None:
             before = evaluate(training, evaluation)
@@ -135,10 +143,10 @@ def _train(
             if last or done % config.checkpoint_every == 0:
                 save(done)
             if last or done % config.eval_every == 0:
-                after = evaluate(training, evaluation)
+                after = evaluate(training, evaluation, monitor if last else None)
                 log.evaluation(done, done * steps, after)
         if first_epoch >= config.epochs:
-            after = evaluate(training, evaluation)
+            after = evaluate(training, evaluation, monitor)
 
     moments = {"before training": before} if before is not None else {}
     moments["after training"] = after
@@ -161,6 +169,7 @@ def _train(
     if ranks.main:
         text = json.dumps(summary, indent=2) + "\n"
         (out / "summary.json").write_text(text, encoding="utf-8")
+        console.print(curves_note(out), markup=False)
     console.print(
         f"{summary['seconds']:.0f} s in all. The network is in {out / 'checkpoints' / 'last.pt'}"
     )
@@ -190,6 +199,7 @@ def train_epoch(
             seed_step(config.seed, epoch, step, ranks.rank)
             rate = learning_rate(config, epoch, step / steps)
             result = training.step(images, labels, rate)
+            log.monitor.step(images)
 
             if not math.isfinite(result.loss):
                 raise FloatingPointError(
@@ -199,7 +209,8 @@ def train_epoch(
             seen += batch
             correct += result.correct
             loss_sum += result.loss * batch
-            speed = seen / (time.perf_counter() - clock)
+            elapsed = time.perf_counter() - clock
+            speed, waiting = seen / elapsed, batches.waited / elapsed
             log.write(
                 step=epoch * steps + step + 1,
                 epoch=epoch + 1,
@@ -207,12 +218,16 @@ def train_epoch(
                 loss_id=result.identity,
                 loss_triplet=result.triplet,
                 lr=rate,
+                accuracy=round(correct / seen, 4),
                 images_per_s=round(speed, 1),
+                waiting=round(waiting, 3),
                 **({} if result.grad_norm is None else {"grad_norm": result.grad_norm}),
             )
             left = (config.epochs - epoch) * steps - step - 1
             note = f"loss {loss_sum / seen:.2f}, accuracy {correct / seen:.0%}"
             note += f", {speed:.0f} images/s, {_duration(left * batch / speed)} left"
+            if waiting > WORTH_SAYING:
+                note += f", {waiting:.0%} of it waiting for images"
             bar(step + 1, note=note)
             if ranks.any(stop.is_set()):
                 return step + 1, True
@@ -220,8 +235,9 @@ def train_epoch(
     return steps, False
 
 
-def evaluate(training: Training, evaluation: EvalData) -> Scores:
-    """The scores of the network (of its averaged weights, if there are) on query and gallery."""
+def evaluate(training: Training, evaluation: EvalData, monitor: Monitor | None = None) -> Scores:
+    """The scores of the network (of its averaged weights, if there are) on query and gallery. The
+    `monitor` is shown the features of the queries."""
     config, ranks, network = training.config, training.ranks, training.evaluated()
     splits = []
     total = len(evaluation.query) + len(evaluation.gallery)
@@ -239,11 +255,13 @@ def evaluate(training: Training, evaluation: EvalData) -> Scores:
                 images,
                 batch_size=config.eval_batch,
                 device=training.device,
-                workers=0 if config.cache_images else config.workers,
+                workers=config.readers,
                 ranks=ranks,
                 progress=advance,
             )
             splits.append(features)
+    if monitor is not None:
+        monitor.embeddings(evaluation.query, evaluation.data.query, splits[0].after_neck)
     return ranks.from_main(lambda: score(evaluation.data, *splits))
 
 
@@ -252,27 +270,6 @@ def seed_step(*place: int) -> None:
     that was interrupted."""
     state = np.random.SeedSequence(place[0], spawn_key=place[1:]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
-
-
-def make_sampler(
-    data: ReidData, config: Config, ranks: Ranks
-) -> tuple[IdentitySampler, np.ndarray]:
-    """Batches of the training images, and which of each belong to this rank.
-
-    Raises:
-        ValueError: for identities that are too few, or that ranks and slices cannot share.
-    """
-    P, K = config.identities_per_batch, config.images_per_identity
-    sampler = IdentitySampler(data.train.labels, P, K, config.seed)
-    parts = config.accumulate
-    positions = rank_positions(P, K, rank=ranks.rank, world=ranks.world, parts=parts)
-    mined = P // parts // (1 if config.mine_across_ranks else ranks.world)
-    if mined < 2 <= P:
-        raise ValueError(
-            f"config: accumulate = {parts} and {ranks.world} ranks leave {mined} identity to mine "
-            "triplets from, and at least 2 are needed"
-        )
-    return sampler, positions
 
 
 def learning_rate(config: Config, epoch: int, fraction: float = 0.0) -> float:
@@ -289,32 +286,6 @@ def learning_rate(config: Config, epoch: int, fraction: float = 0.0) -> float:
         start=start,
         warmup=min(warmup, config.epochs / 2),
     )
-
-
-def open_training_data(config: Config) -> ReidData:
-    """The data set of a configuration; the synthetic one is written first where it is missing."""
-    if config.data is not None:
-        return open_dataset(config.data)
-    from rga_fast.reid.synth.cached import cached_dataset
-
-    with progress("drawing the synthetic data set") as bar:
-        return open_dataset(cached_dataset(bar))
-
-
-def describe_network(model: ReidNet, config: Config, device: torch.device) -> str:
-    """One line: the network, its size, and which implementation its attention runs on."""
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    line = f"{config.arch} (base width {config.base_width}) at {config.height}x{config.width}"
-    line += f", {parameters:.2f} M parameters, on {device}"
-    attention = [m for m in model.modules() if isinstance(m, RGA)]
-    if not attention:
-        return f"{line}, without attention"
-    stages = ", ".join(map(str, config.stages))
-    size = attention[0].size
-    assert isinstance(size, tuple)
-    probe = torch.empty(1, attention[0].channels, *size, device=device)
-    choice = attention[0].choose(probe)
-    return f"{line}\nRGA-{config.variant} after stages {stages}: {choice.impl} ({choice.reason})"
 
 
 class Terminated(Exception):
@@ -339,7 +310,8 @@ class MetricsLog:
     """`metrics.jsonl`: one JSON object per line. Opening keeps the rows up to step `keep`. Without
     a path, on ranks that don't write, nothing happens."""
 
-    def __init__(self, path: Path | None, keep: int = 0) -> None:
+    def __init__(self, path: Path | None, keep: int, monitor: Monitor) -> None:
+        self.monitor = monitor
         self._file = None
         if path is None:
             return
@@ -347,10 +319,14 @@ class MetricsLog:
         kept = [row for row in map(_row, rows) if row is not None and row["step"] <= keep]
         self._file = path.open("w", encoding="utf-8")
         for row in kept:
-            self.write(**row)
+            self._append(row)
 
     def write(self, **row: Any) -> None:
-        """Adds a row, on disk at once."""
+        """Adds a row, on disk at once, and tells the monitor."""
+        self._append(row)
+        self.monitor.row(row)
+
+    def _append(self, row: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -375,7 +351,10 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 # Where and how a run computes, not what.
-_MAY_DIFFER = ("impl", "data", "device", "workers", "compile", "cuda_graph", "channels_last")
+_MAY_DIFFER = (
+    *("impl", "data", "device", "workers", "compile", "cuda_graph", "channels_last"),
+    *("cache", "cache_folder", "tensorboard", "profile"),
+)
 
 
 def _resumable(path: Path, config: Config) -> Checkpoint:

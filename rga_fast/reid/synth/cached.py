@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from rga_fast.reid.datasets.common import user_cache
 from rga_fast.reid.synth.dataset import VERSION, write_dataset
 
 IDENTITIES, SEED = 240, 0
@@ -14,8 +14,7 @@ IDENTITIES, SEED = 240, 0
 def cached_folder() -> Path:
     """Where the default synthetic data set lies once it is drawn: in `rga_fast` below
     `$XDG_CACHE_HOME`, or `~/.cache`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "rga_fast" / f"synthetic-{VERSION}-{IDENTITIES}-{SEED}"
+    return user_cache() / f"synthetic-{VERSION}-{IDENTITIES}-{SEED}"
 
 
 def cached_dataset(progress: Callable[[int, int], None] | None = None) -> Path:
