@@ -128,11 +128,14 @@ def data(options: argparse.Namespace) -> int:
 def synth(options: argparse.Namespace) -> None:
     from rga_fast.reid.console import console, dataset_table, progress
     from rga_fast.reid.datasets import open_dataset
-    from rga_fast.reid.synth import write_dataset
+    from rga_fast.reid.synth import contact_sheet, write_dataset
 
     with progress("drawing") as bar:
         write_dataset(options.out, options.identities, seed=options.seed, progress=bar)
+    sheet = options.out / "contact_sheet.jpg"
+    contact_sheet(options.out).save(sheet, quality=90)
     console.print(dataset_table(open_dataset(options.out)))
+    console.print(f"some of these people: {sheet}")
 
 
 def info(options: argparse.Namespace) -> None:
