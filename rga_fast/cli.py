@@ -70,18 +70,19 @@ def evaluate(options: argparse.Namespace) -> None:
     import json
 
     from rga_fast.reid import console
-    from rga_fast.reid import train as training
     from rga_fast.reid.checkpoint import load_checkpoint, load_weights, make_network
+    from rga_fast.reid.distributed import pick_device
     from rga_fast.reid.evaluate import extract_features, open_eval_data, save_features, score
+    from rga_fast.reid.prepare import open_training_data
 
     saved = load_checkpoint(options.checkpoint)
     config = saved.config.replace(impl=options.impl)
     if options.data is not None:
         config = config.replace(data=options.data)
-    data = training.open_training_data(config)
+    data = open_training_data(config)
     model = make_network(config, saved.num_classes)
     load_weights(model, saved.weights, str(options.checkpoint))
-    device = training.pick_device(config.device)
+    device = pick_device(config.device)
     model.to(device)
     with console.progress("decoding images") as bar:
         images = open_eval_data(

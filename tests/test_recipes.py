@@ -159,7 +159,7 @@ def test_a_dry_run_tells_what_would_run_and_writes_nothing(people, monkeypatch, 
     assert cli.main([*arguments, *fields]) == 0
     text = capsys.readouterr().out
     assert sorted(people.parent.rglob("*")) == before
-    resolved = yaml.safe_load(text[: text.index("market-like")])
+    resolved = yaml.safe_load(text[: text.index("synthetic")])
     assert set(resolved) == set(vars(Config()))
     assert (resolved["ema"], resolved["accumulate"], resolved["impl"]) == (0.9, 2, "auto")
     for expected in (
