@@ -17,7 +17,12 @@ from rga_fast import dispatch
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt. `data`
     also returns 1 for data in which something is wrong."""
-    options = _parsed(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "fields") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes them in one place only, people write them between the options
+        options.fields += rest
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:
@@ -64,18 +69,19 @@ def evaluate(options: argparse.Namespace) -> None:
     import json
 
     from rga_fast.reid import console
-    from rga_fast.reid import train as training
     from rga_fast.reid.checkpoint import load_checkpoint, load_weights, make_network
+    from rga_fast.reid.distributed import pick_device
     from rga_fast.reid.evaluate import extract_features, open_eval_data, save_features, score
+    from rga_fast.reid.prepare import open_training_data
 
     saved = load_checkpoint(options.checkpoint)
     config = saved.config.replace(impl=options.impl)
     if options.data is not None:
         config = config.replace(data=options.data)
-    data = training.open_training_data(config)
+    data = open_training_data(config)
     model = make_network(config, saved.num_classes)
     load_weights(model, saved.weights, str(options.checkpoint))
-    device = training.pick_device(config.device)
+    device = pick_device(config.device)
     model.to(device)
     with console.progress("decoding images") as bar:
         images = open_eval_data(
@@ -122,11 +128,14 @@ def data(options: argparse.Namespace) -> int:
 def synth(options: argparse.Namespace) -> None:
     from rga_fast.reid.console import console, dataset_table, progress
     from rga_fast.reid.datasets import open_dataset
-    from rga_fast.reid.synth import write_dataset
+    from rga_fast.reid.synth import contact_sheet, write_dataset
 
     with progress("drawing") as bar:
         write_dataset(options.out, options.identities, seed=options.seed, progress=bar)
+    sheet = options.out / "contact_sheet.jpg"
+    contact_sheet(options.out).save(sheet, quality=90)
     console.print(dataset_table(open_dataset(options.out)))
+    console.print(f"some of these people: {sheet}")
 
 
 def info(options: argparse.Namespace) -> None:
@@ -147,18 +156,6 @@ def info(options: argparse.Namespace) -> None:
             x = torch.empty(1, 256, 64, 32, device=device, dtype=dtype)
             impl, reason = dispatch.choose("auto", x)
             print(f"  {device!s:<8} {str(dtype).removeprefix('torch.'):<9} {impl} ({reason})")
-
-
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """As `parse_args`, which would not take fields both before and after an option."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if hasattr(options, "fields"):
-        options.fields += [word for word in rest if not word.startswith("-")]
-        rest = [word for word in rest if word.startswith("-")]
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return options
 
 
 # Options of `train` that are fields of the configuration.

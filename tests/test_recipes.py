@@ -159,7 +159,7 @@ def test_a_dry_run_tells_what_would_run_and_writes_nothing(people, monkeypatch, 
     assert cli.main([*arguments, *fields]) == 0
     text = capsys.readouterr().out
     assert sorted(people.parent.rglob("*")) == before
-    resolved = yaml.safe_load(text[: text.index("market-like")])
+    resolved = yaml.safe_load(text[: text.index("synthetic")])
     assert set(resolved) == set(vars(Config()))
     assert (resolved["ema"], resolved["accumulate"], resolved["impl"]) == (0.9, 2, "auto")
     for expected in (
@@ -167,7 +167,7 @@ def test_a_dry_run_tells_what_would_run_and_writes_nothing(people, monkeypatch, 
         "steps: 1 an epoch, 3 in 3 epochs",
         "M parameters",
         "memory of a step: ",
-        "decoded images: ",
+        "decoded images, in memory: ",
     ):
         assert expected in text
 

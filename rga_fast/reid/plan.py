@@ -15,9 +15,9 @@ from rga_fast.reid.console import console, dataset_table, progress
 from rga_fast.reid.datasets import ReidData, open_dataset
 from rga_fast.reid.distributed import Ranks, pick_device
 from rga_fast.reid.memory import step_memory
+from rga_fast.reid.prepare import describe_network, make_sampler, open_training_data
 from rga_fast.reid.synth import write_dataset
 from rga_fast.reid.synth.cached import IDENTITIES, SEED, cached_folder
-from rga_fast.reid.train import describe_network, make_sampler, open_training_data
 
 
 def describe_run(config: Config) -> None:
@@ -58,9 +58,10 @@ def describe_run(config: Config) -> None:
         "waste and the program itself come on top"
     )
     if config.cache != "off":
+        where = "in memory" if config.cache == "memory" else "in a file on disk"
         images = sum(len(split) for split in (data.train, data.query, data.gallery))
         console.print(
-            f"decoded images ({config.cache}): {_size(images * config.height * config.width * 3)}"
+            f"decoded images, {where}: {_size(images * config.height * config.width * 3)}"
         )
 
 

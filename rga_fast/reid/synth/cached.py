@@ -12,7 +12,8 @@ IDENTITIES, SEED = 240, 0
 
 
 def cached_folder() -> Path:
-    """Where the default synthetic data set lies once it is drawn."""
+    """Where the default synthetic data set lies once it is drawn: in `rga_fast` below
+    `$XDG_CACHE_HOME`, or `~/.cache`."""
     return user_cache() / f"synthetic-{VERSION}-{IDENTITIES}-{SEED}"
 
 
