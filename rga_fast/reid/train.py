@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,9 @@ def _train(
     training = Training(model, config, device, ranks)
     if saved is not None:
         training.load(saved, "the checkpoint")
-    if ranks.main:
-        out.joinpath("checkpoints").mkdir(parents=True, exist_ok=True)
-
     cache: dict[str, Any] = {"cache": config.cache, "folder": config.cache_folder}
-    with progress("decoding images") as bar:
+    folder = run_folder(out) if ranks.main else nullcontext()
+    with folder, progress("decoding images") as bar:
         images = open_images(data.train, config.size, **cache, progress=bar)
         evaluation = open_eval_data(data, config.size, **cache, progress=bar)
     batches = TrainBatches(
@@ -286,6 +284,21 @@ def learning_rate(config: Config, epoch: int, fraction: float = 0.0) -> float:
         start=start,
         warmup=min(warmup, config.epochs / 2),
     )
+
+
+@contextmanager
+def run_folder(out: Path) -> Iterator[None]:
+    """Makes the folder before the work in the body, which would be lost if it could not be written
+    to; should the body fail, no empty folder is left."""
+    checkpoints = out / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in (checkpoints, out):
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
 
 
 class Terminated(Exception):
