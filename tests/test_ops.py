@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(cpp.ERROR is not None, reason=f"extension not bu
 
 # embeddings, relations, appearance
 KINDS = [(2, True, True), (1, True, True), (0, True, True), (2, True, False), (0, False, True)]
-SIZES = [(3, 16, 12), (2, 13, 37), (3, 7, 1), (2, 1, 5), (5, 66, 130)]  # B, d, n
+SIZES = [(3, 16, 12), (2, 13, 37), (3, 7, 1), (2, 1, 5), (5, 66, 130), (2, 88, 21)]  # B, d, n
 ORDERS = ["by rows", "by columns"]
 
 
