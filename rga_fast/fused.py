@@ -71,7 +71,7 @@ def attention(x: Tensor, branch: Branch, impl: str) -> Tensor:
         return _evaluate(x, plan, layers)
     _check_count(x, plan)
     out, statistics = _Attention.apply(x, plan, *(t for field in layers for t in field))
-    _track(norms, plan.batch, statistics if len(x) or plan.group else None)
+    _track(norms, plan.batch, statistics if x.shape[0] or plan.group else None)
     return out
 
 
@@ -251,18 +251,18 @@ class _Norms:
         if any(batch):
             stats, self.total = _merged(stats, self.count, self.plan.group)
         self.seen.append(stats)
-        table = torch.cat([stats, next(self.affine)])
-        if all(batch) and len(set(eps)) == 1:
-            table[1].add_(eps[0]).rsqrt_()
+        affine = next(self.affine)
+        if all(batch) and len(set(eps)) <= 1:
+            table = torch.cat([stats, affine])
+            table[1].add_(max(eps, default=0.0)).rsqrt_()
             return table
-        rows = table.split([len(weight) for weight in self.layers.weights[cut]], dim=1)
+        seen = stats.split([len(weight) for weight in self.layers.weights[cut]], dim=1)
         running = zip(self.layers.means[cut], self.layers.variances[cut], strict=True)
-        for own, by_batch, e, (mean, variance) in zip(rows, batch, eps, running, strict=True):
-            if not by_batch:
-                own[0].copy_(mean)
-                own[1].copy_(variance)
-            own[1].add_(e).rsqrt_()
-        return table
+        columns = []
+        for own, by_batch, e, fixed in zip(seen, batch, eps, running, strict=True):
+            mean, variance = own.unbind() if by_batch else fixed
+            columns.append(torch.stack([mean, (variance + e).rsqrt()]))
+        return torch.cat([torch.cat(columns, dim=1), affine])
 
     def tracked(self) -> Tensor:
         """Mean and unbiased variance of all layers (2, rows)."""
