@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -14,22 +15,28 @@ from rga_fast import dispatch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt."""
-    options = _parser().parse_args(arguments)
+    """Runs a verb; 0, or 1 after an error that was told in a line, 130 after an interrupt. `data`
+    also returns 1 for data in which something is wrong."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "fields") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes them in one place only, people write them between the options
+        options.fields += rest
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         print("rga-fast: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        print(f"rga-fast: error: {_told(error)}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        print(f"rga-fast: {rank}error: {_told(error)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def train(options: argparse.Namespace) -> None:
     from rga_fast.reid.checkpoint import load_checkpoint
-    from rga_fast.reid.config import RECIPES, parse_assignments
+    from rga_fast.reid.config import load_recipe, parse_assignments
     from rga_fast.reid.train import Terminated, train
 
     resume = _resume_path(options)
@@ -37,16 +44,22 @@ def train(options: argparse.Namespace) -> None:
         config, out = load_checkpoint(resume).config, options.out or resume.parent.parent
     else:
         recipe = options.recipe or ("small" if options.data is None else "paper")
-        config = RECIPES[recipe]
-        out = options.out or Path("runs") / time.strftime(f"%Y%m%d-%H%M%S-{recipe}")
+        config = load_recipe(recipe)
+        out = options.out or Path("runs") / time.strftime(f"%Y%m%d-%H%M%S-{Path(recipe).stem}")
     fields = parse_assignments(options.fields)
-    for name in ("data", "epochs", "seed", "pretrained", "impl"):
+    for name in _FIELD_OPTIONS:
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
     if options.stages is not None:
         fields |= parse_assignments([f"stages={options.stages}"])
+    config = config.replace(**fields)
+    if options.dry_run:
+        from rga_fast.reid.plan import describe_run
+
+        describe_run(config)
+        return
     try:
-        train(config.replace(**fields), out, resume, restart=options.resume == "auto")
+        train(config, out, resume, restart=options.resume == "auto")
     except Terminated as stopped:
         print(f"rga-fast: {stopped}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
@@ -56,24 +69,28 @@ def evaluate(options: argparse.Namespace) -> None:
     import json
 
     from rga_fast.reid import console
-    from rga_fast.reid import train as training
     from rga_fast.reid.checkpoint import load_checkpoint, load_weights, make_network
+    from rga_fast.reid.distributed import pick_device
     from rga_fast.reid.evaluate import extract_features, open_eval_data, save_features, score
+    from rga_fast.reid.prepare import open_training_data
 
     saved = load_checkpoint(options.checkpoint)
     config = saved.config.replace(impl=options.impl)
     if options.data is not None:
         config = config.replace(data=options.data)
-    data = training.open_training_data(config)
+    data = open_training_data(config)
     model = make_network(config, saved.num_classes)
-    load_weights(model, saved.model, str(options.checkpoint))
-    device = training.pick_device(config.device)
+    load_weights(model, saved.weights, str(options.checkpoint))
+    device = pick_device(config.device)
     model.to(device)
     with console.progress("decoding images") as bar:
-        images = open_eval_data(data, config.size, cache=config.cache_images, progress=bar)
-    workers = 0 if config.cache_images else config.workers
+        images = open_eval_data(
+            data, config.size, cache=config.cache, folder=config.cache_folder, progress=bar
+        )
     query, gallery = (
-        extract_features(model, split, batch_size=config.eval_batch, device=device, workers=workers)
+        extract_features(
+            model, split, batch_size=config.eval_batch, device=device, workers=config.readers
+        )
         for split in (images.query, images.gallery)
     )
     scores = score(data, query, gallery)
@@ -86,14 +103,39 @@ def evaluate(options: argparse.Namespace) -> None:
         save_features(options.features, data, query, gallery)
 
 
+def data(options: argparse.Namespace) -> int:
+    from rga_fast.reid.console import console, dataset_table, progress
+    from rga_fast.reid.datacheck import check_dataset
+    from rga_fast.reid.datasets import join_training
+
+    datasets, wrong = [], False
+    for path in options.paths:
+        with progress(f"decoding {path}") as bar:
+            dataset, right = check_dataset(
+                path,
+                boxes=options.boxes,
+                val_trains=not options.without_val,
+                decode=options.decode,
+                progress=bar,
+            )
+        datasets.append(dataset)
+        wrong |= not right
+    if len(datasets) > 1:
+        console.print(dataset_table(join_training(datasets)))
+    return int(wrong)
+
+
 def synth(options: argparse.Namespace) -> None:
     from rga_fast.reid.console import console, dataset_table, progress
     from rga_fast.reid.datasets import open_dataset
-    from rga_fast.reid.synth import write_dataset
+    from rga_fast.reid.synth import contact_sheet, write_dataset
 
     with progress("drawing") as bar:
         write_dataset(options.out, options.identities, seed=options.seed, progress=bar)
+    sheet = options.out / "contact_sheet.jpg"
+    contact_sheet(options.out).save(sheet, quality=90)
     console.print(dataset_table(open_dataset(options.out)))
+    console.print(f"some of these people: {sheet}")
 
 
 def info(options: argparse.Namespace) -> None:
@@ -116,6 +158,14 @@ def info(options: argparse.Namespace) -> None:
             print(f"  {device!s:<8} {str(dtype).removeprefix('torch.'):<9} {impl} ({reason})")
 
 
+# Options of `train` that are fields of the configuration.
+_FIELD_OPTIONS = (
+    *("data", "epochs", "seed", "pretrained", "impl", "amp", "channels_last", "compile"),
+    *("cuda_graph", "sync_bn", "accumulate", "clip_norm", "ema", "freeze_epochs"),
+    *("tensorboard", "profile"),
+)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rga-fast",
@@ -125,15 +175,44 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     verb = _verb(verbs, "train", train, "train a network and evaluate it before and after")
-    verb.add_argument("--data", metavar="PATH", help="a data set; without it: a synthetic one")
+    verb.add_argument(
+        "--data",
+        metavar="PATH",
+        action="append",
+        help="a data set; several train together, the first is evaluated; none: a synthetic one",
+    )
     verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the run, runs/... if none")
     verb.add_argument(
-        "--recipe", choices=("paper", "small"), help="small without --data, else paper"
+        "--recipe",
+        metavar="NAME",
+        help="paper, fast, small or a FILE.yaml with some of the fields; small without --data, "
+        "else paper",
     )
     verb.add_argument("--epochs", type=int, metavar="N")
     verb.add_argument("--seed", type=int, metavar="S")
     verb.add_argument("--stages", metavar="1,2,3,4", help="attention follows these stages")
     verb.add_argument("--pretrained", metavar="FILE", help="ImageNet weights of the backbone")
+    verb.add_argument("--amp", choices=("off", "bf16", "fp16"), help="mixed precision")
+    for flag, text in (
+        ("channels-last", "maps in channels-last layout"),
+        ("compile", "torch.compile the network"),
+        ("cuda-graph", "and replay its steps from CUDA graphs"),
+        ("sync-bn", "batch statistics of all ranks"),
+        ("tensorboard", "scalars, a batch and embeddings for TensorBoard"),
+        ("profile", "record a few steps, name the slowest operators"),
+    ):
+        verb.add_argument(f"--{flag}", action="store_true", default=None, help=text)
+    verb.add_argument("--accumulate", type=int, metavar="N", help="cut a batch into N slices")
+    verb.add_argument("--clip-norm", type=float, metavar="X", help="clip the gradient's norm")
+    verb.add_argument(
+        "--ema", type=float, metavar="DECAY", help="average the weights and evaluate the average"
+    )
+    verb.add_argument(
+        "--freeze-epochs", type=int, metavar="N", help="first train the new layers alone"
+    )
+    verb.add_argument(
+        "--dry-run", action="store_true", help="tell what would run and what it needs, and end"
+    )
     implementation = verb.add_mutually_exclusive_group()
     implementation.add_argument(
         "--fused",
@@ -158,6 +237,21 @@ def _parser() -> argparse.ArgumentParser:
         "--features", type=Path, metavar="FILE", help="write what was ranked (.safetensors)"
     )
     verb.add_argument("--impl", choices=dispatch.ARGUMENTS, default="auto")
+
+    verb = _verb(verbs, "data", data, "recognise a data set, count it, and tell what is wrong")
+    verb.epilog = (
+        "The status is 1 where the data cannot be used or compared: it cannot be read, a count is "
+        "not the published one, no query is valid, an image is damaged (--decode). Remarks leave "
+        "it 0."
+    )
+    verb.add_argument("paths", nargs="+", metavar="PATH", help="several are also shown joined")
+    verb.add_argument("--boxes", choices=("labeled", "detected"), help="of CUHK03")
+    verb.add_argument(
+        "--without-val",
+        action="store_true",
+        help="MSMT17's validation images do not train; by default they do",
+    )
+    verb.add_argument("--decode", action="store_true", help="open every image, too")
 
     verb = _verb(verbs, "synth", synth, "write a synthetic data set in the Market-1501 layout")
     verb.add_argument("out", type=Path, metavar="OUT")

@@ -39,9 +39,9 @@ class Plan(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """The tensors of the layers, in the compute dtype; weights as matrices."""
+    """The tensors of the layers, in the compute dtype."""
 
-    weights: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]  # of 1x1 convolutions
     scales: tuple[Tensor, ...]
     shifts: tuple[Tensor, ...]
     means: tuple[Any, ...]  # running statistics, None where the batch's are used
@@ -70,9 +70,8 @@ def attention(x: Tensor, branch: Branch, impl: str) -> Tensor:
     ):
         return _evaluate(x, plan, layers)
     _check_count(x, plan)
-    out, *statistics = _Attention.apply(x, plan, *(t for field in layers for t in field))
-    for cut, stats in zip(plan.cuts, statistics, strict=True):
-        _track(norms[cut], plan.batch[cut], stats if len(x) or plan.group else None)
+    out, statistics = _Attention.apply(x, plan, *(t for field in layers for t in field))
+    _track(norms, plan.batch, statistics if x.shape[0] or plan.group else None)
     return out
 
 
@@ -81,7 +80,7 @@ def unsupported(branch: Branch) -> str | None:
     kinds = (nn.Conv2d, _BatchNorm, nn.ReLU)
     expected = [(layer, kinds) for layer in branch[1:5] if layer is not None]
     for layer, types in [*expected, (branch.weight, (*kinds, *kinds[:2]))]:
-        steps = list(cast(nn.Sequential, layer))
+        steps = tuple(cast(nn.Sequential, layer))
         if len(steps) != len(types) or not all(map(isinstance, steps, types)):
             return (
                 "the fused operators support layers of 1x1 convolution, batch normalisation and "
@@ -95,9 +94,9 @@ def unsupported(branch: Branch) -> str | None:
 def _modules(branch: Branch) -> tuple[list[nn.Conv2d], list[_BatchNorm]]:
     layers: list[Any] = [branch.theta, branch.phi] if branch.relation is not None else []
     layers = [layer for layer in [*layers, branch.psi, branch.relation] if layer is not None]
-    pairs = [(layer[0], layer[1]) for layer in layers]
-    pairs += [(branch.weight[0], branch.weight[1]), (branch.weight[3], branch.weight[4])]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    steps: list[Any] = [tuple(layer) for layer in [*layers, branch.weight]]
+    convolutions = [step[0] for step in steps] + [steps[-1][3]]
+    return convolutions, [step[1] for step in steps] + [steps[-1][4]]
 
 
 def _plan(impl: str, branch: Branch, norms: Sequence[_BatchNorm]) -> Plan:
@@ -132,7 +131,7 @@ def _layers(
     def cast_to(tensor: Any) -> Any:
         return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
-    weights = [convolution.weight.flatten(1) for convolution in convolutions]
+    weights = [convolution.weight for convolution in convolutions]
     triples = list(zip(weights, norms, batch, strict=True))
     fields = (
         weights,
@@ -156,25 +155,34 @@ def _check_count(x: Tensor, plan: Plan) -> None:
 
 def _track(norms: Sequence[_BatchNorm], batch: Sequence[bool], stats: Tensor | None) -> None:
     """Running statistics, from mean and unbiased variance (2, rows); None of an empty batch."""
-    rows: Any = [(None, None)] * len(norms)
+    widths = [norm.num_features for norm in norms]
+    rows: Any = [(None,) * len(norms)] * 2
     if stats is not None:
-        widths = [norm.num_features for norm in norms]
-        rows = zip(*(row.split(widths) for row in stats.unbind()), strict=True)
-    for norm, by_batch, (new_mean, new_variance) in zip(norms, batch, rows, strict=True):
-        if not (by_batch and norm.training and norm.track_running_stats):
-            continue
-        counter, mean, variance = norm.num_batches_tracked, norm.running_mean, norm.running_var
-        assert counter is not None
-        assert mean is not None
-        assert variance is not None
-        counter.add_(1)
-        if stats is None:
-            continue
-        factor: Any = norm.momentum
+        rows = [torch.split_with_sizes(row, widths) for row in stats.unbind()]
+    counters: list[Tensor] = []
+    old: list[Tensor] = []
+    new: list[Tensor] = []
+    factors: list[float | None] = []
+    for norm, by_batch, new_mean, new_variance in zip(norms, batch, *rows, strict=True):
+        if by_batch and norm.training and norm.track_running_stats:
+            counters.append(cast(Tensor, norm.num_batches_tracked))
+            old += (cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var))
+            new += (new_mean, new_variance)
+            factors += (norm.momentum, norm.momentum)
+    if not counters:
+        return
+    torch._foreach_add_(counters, 1)
+    if stats is None:
+        return
+    new = [value.to(buffer.dtype) for value, buffer in zip(new, old, strict=True)]
+    if len(set(factors)) == 1 and factors[0] is not None:
+        torch._foreach_lerp_(old, new, factors[0])
+        return
+    for i, (buffer, value) in enumerate(zip(old, new, strict=True)):
+        factor: Any = factors[i]
         if factor is None:  # the mean over all batches
-            factor = counter.to(mean.dtype).reciprocal()
-        mean.lerp_(new_mean.to(mean.dtype), factor)
-        variance.lerp_(new_variance.to(variance.dtype), factor)
+            factor = counters[i // 2].to(buffer.dtype).reciprocal()
+        buffer.lerp_(value, factor)
 
 
 def _evaluate(x: Tensor, plan: Plan, layers: Layers) -> Tensor:
@@ -184,8 +192,9 @@ def _evaluate(x: Tensor, plan: Plan, layers: Layers) -> Tensor:
         for four in zip(layers.means, layers.variances, layers.scales, layers.shifts, strict=True)
         for tensor in four
     ]
-    operator = getattr(torch.ops, plan.namespace).attention
-    out = operator(reference.nodes(x, plan.view), layers.weights, norms, plan.eps, *kind)
+    weights = [weight.flatten(1) for weight in layers.weights]
+    operator = getattr(torch.ops, plan.namespace).attention.default
+    out = operator(reference.nodes(x, plan.view), weights, norms, plan.eps, *kind)
     return _map(out, x, plan)
 
 
@@ -210,146 +219,154 @@ def _merged(stats: Tensor, count: int, group: Any) -> tuple[Tensor, Any]:
     return torch.stack([mean, variance]), total
 
 
-def _means(sums: Tensor, count: Any, cut: slice, plan: Plan, layers: Layers) -> Tensor:
+def _means(sums: Tensor, count: Any, cut: slice, plan: Plan, widths: Sequence[int]) -> Tensor:
     """The sums of a gradient over all processes, per value; zero for running statistics."""
     if plan.group is not None:
         sums = sums.clone()  # what the process saw stays the gradient of its weights
         dist.all_reduce(sums, group=plan.group)
     means = sums / count
     if not all(plan.batch[cut]):
-        rows = means.split([len(weight) for weight in layers.weights[cut]], dim=1)
+        rows = means.split(widths[cut], dim=1)
         for by_batch, own in zip(plan.batch[cut], rows, strict=True):
             if not by_batch:
                 own.zero_()
     return means
 
 
-def _norm(
-    stats: Tensor, count: int, cut: slice, plan: Plan, layers: Layers
-) -> tuple[Tensor, Tensor, Any]:
-    """What the layers at a cut are normalised by (4, rows), what they track (2, rows), and the
-    number of values behind it."""
-    batch, eps = plan.batch[cut], plan.eps[cut]
-    total: Any = count
-    if not batch:
-        return stats.new_empty(4, 0), stats, total
-    if any(batch):
-        stats, total = _merged(stats, count, plan.group)
-    mean, variance = stats.unbind()
-    if not all(batch):
-        rows = stats.split([len(weight) for weight in layers.weights[cut]], dim=1)
-        choices = zip(batch, rows, layers.means[cut], layers.variances[cut], strict=True)
-        pairs = [(own[0], own[1]) if by_batch else (m, v) for by_batch, own, m, v in choices]
-        mean, variance = (_joined(column) for column in zip(*pairs, strict=True))
-    if len(set(eps)) == 1:
-        variance = variance + eps[0]
-    else:
-        widths = [len(weight) for weight in layers.weights[cut]]
-        variance = torch.cat([v + e for v, e in zip(variance.split(widths), eps, strict=True)])
-    scales, shifts = _joined(layers.scales[cut]), _joined(layers.shifts[cut])
-    norm = torch.stack([mean, variance.rsqrt(), scales, shifts])
-    unbiased = total / (total - 1) if total != 1 else 1.0
-    return norm, torch.stack([stats[0], stats[1] * unbiased]), total
+class _Norms:
+    """The tables of a branch's normalisations, made at one cut after the other."""
 
+    def __init__(self, plan: Plan, layers: Layers, count: int) -> None:
+        self.plan, self.layers = plan, layers
+        self.count: int = count
+        self.total: Any = count  # the same over all processes
+        affine = torch.stack([torch.cat(layers.scales), torch.cat(layers.shifts)])
+        widths = [sum(len(weight) for weight in layers.weights[cut]) for cut in plan.cuts]
+        self.affine = iter(torch.split_with_sizes(affine, widths, dim=1))
+        self.seen: list[Tensor] = []
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors))
+    def table(self, stats: Tensor, cut: slice) -> Tensor:
+        """What the layers at the next cut are normalised by (4, rows), from their statistics."""
+        batch, eps = self.plan.batch[cut], self.plan.eps[cut]
+        if any(batch):
+            stats, self.total = _merged(stats, self.count, self.plan.group)
+        self.seen.append(stats)
+        affine = next(self.affine)
+        if all(batch) and len(set(eps)) <= 1:
+            table = torch.cat([stats, affine])
+            table[1].add_(max(eps, default=0.0)).rsqrt_()
+            return table
+        seen = stats.split([len(weight) for weight in self.layers.weights[cut]], dim=1)
+        running = zip(self.layers.means[cut], self.layers.variances[cut], strict=True)
+        columns = []
+        for own, by_batch, e, fixed in zip(seen, batch, eps, running, strict=True):
+            mean, variance = own.unbind() if by_batch else fixed
+            columns.append(torch.stack([mean, (variance + e).rsqrt()]))
+        return torch.cat([torch.cat(columns, dim=1), affine])
+
+    def tracked(self) -> Tensor:
+        """Mean and unbiased variance of all layers (2, rows)."""
+        stats = torch.cat(self.seen, dim=1)
+        if self.total != 1:
+            stats[1].mul_(self.total / (self.total - 1))
+        return stats
 
 
 class _Attention(torch.autograd.Function):
-    """(x, plan, *layers) -> out, and what each cut tracks: mean, unbiased variance (2, rows)."""
+    """(x, plan, *layers) -> out, and what is tracked: mean, unbiased variance (2, rows)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: Plan, *tensors: Tensor) -> Any:
         op = getattr(torch.ops, plan.namespace)
-        layers = _unflat(tensors)
+        count = len(tensors) // len(Layers._fields)
+        fields = (tuple(tensors[i : i + count]) for i in range(0, len(tensors), count))
+        layers = Layers(*fields)
+        weights = [weight.flatten(1) for weight in layers.weights]
         V = reference.nodes(x, plan.view)
-        count = V.shape[0] * V.shape[2]
         e, z, h, last = plan.cuts
-        psi_rows = len(layers.weights[e.stop - 1]) if plan.appearance else 0
+        psi_rows = len(weights[e.stop - 1]) if plan.appearance else 0
         kind = (plan.embeddings, psi_rows)
-        weight_e, weight_z = _stacked(layers, e, V), _relation_weight(layers, z, V)
+        weight_e, weight_z = _stacked(weights, e, V), _relation_weight(weights, z, V)
+        norms = _Norms(plan, layers, V.shape[0] * V.shape[2])
 
-        E, stats = op.embed_fwd(V, weight_e)
-        norm_e, track_e, total = _norm(stats, count, e, plan, layers)
-        PQ, Z, psi, stats = op.relate_fwd(V, E, norm_e, weight_z, *kind)
-        norm_z, track_z, _ = _norm(stats, count, z, plan, layers)
-        hidden, stats = op.hidden_fwd(psi, Z, norm_z, layers.weights[-2])
+        E, stats = op.embed_fwd.default(V, weight_e)
+        norm_e = norms.table(stats, e)
+        PQ, Z, psi, stats = op.relate_fwd.default(V, E, norm_e, weight_z, *kind)
+        norm_z = norms.table(stats, z)
+        hidden, stats = op.hidden_fwd.default(psi, Z, norm_z, weights[-2])
         del Z  # the largest of all, and not needed any more
-        norm_h, track_h, _ = _norm(stats, count, h, plan, layers)
-        logit, stats = op.logit_fwd(hidden, norm_h, layers.weights[-1])
-        norm_l, track_l, _ = _norm(stats, count, last, plan, layers)
-        out = op.gate_fwd(V, logit, norm_l)
+        norm_h = norms.table(stats, h)
+        logit, stats = op.logit_fwd.default(hidden, norm_h, weights[-1])
+        norm_l = norms.table(stats, last)
+        out = op.gate_fwd.default(V, logit, norm_l)
 
-        ctx.plan, ctx.kind, ctx.total = plan, kind, total
-        ctx.save_for_backward(x, E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l, *tensors)
-        tracked = (track_e, track_z, track_h, track_l)
-        ctx.mark_non_differentiable(*tracked)
-        return _map(out, x, plan), *tracked
+        ctx.plan, ctx.kind, ctx.total = plan, kind, norms.total
+        ctx.save_for_backward(x, E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l, *layers.weights)
+        tracked = norms.tracked()
+        ctx.mark_non_differentiable(tracked)
+        return _map(out, x, plan), tracked
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, dout: Tensor, _: Any) -> Any:
         plan, kind, total = ctx.plan, ctx.kind, ctx.total
         op = getattr(torch.ops, plan.namespace)
-        x, E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l, *tensors = ctx.saved_tensors
-        layers = _unflat(tensors)
+        x, E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l, *convolutions = ctx.saved_tensors
+        weights = [weight.flatten(1) for weight in convolutions]
+        widths = [len(weight) for weight in weights]
         V = reference.nodes(x, plan.view)
         dout = reference.nodes(_like(dout, x), plan.view)
         e, z, h, last = plan.cuts
-        weight_h, weight_l = layers.weights[-2:]
+        weight_h, weight_l = weights[-2:]
 
-        dlogit, sums_l = op.gate_bwd(dout, V, logit, norm_l)
-        means_l = _means(sums_l, total, last, plan, layers)
-        Z, hidden, dl, dweight_l, sums_h = op.logit_bwd(
+        dlogit, sums_l = op.gate_bwd.default(dout, V, logit, norm_l)
+        means_l = _means(sums_l, total, last, plan, widths)
+        Z, hidden, dl, dweight_l, sums_h = op.logit_bwd.default(
             V, E, norm_e, PQ, psi, norm_z, weight_h, norm_h, weight_l, logit, norm_l,
             dlogit, means_l, *kind,
         )  # fmt: skip
-        means_h = _means(sums_h, total, h, plan, layers)
-        dhidden, dweight_h, sums_z = op.hidden_bwd(
+        means_h = _means(sums_h, total, h, plan, widths)
+        dhidden, dweight_h, sums_z = op.hidden_bwd.default(
             psi, Z, norm_z, weight_h, hidden, norm_h, means_h, weight_l, dl
         )
         del hidden
-        means_z = _means(sums_z, total, z, plan, layers)
-        weight_z = _relation_weight(layers, z, V)
-        dE, dnodes, dweight_z, sums_e = op.relate_bwd(
+        means_z = _means(sums_z, total, z, plan, widths)
+        weight_z = _relation_weight(weights, z, V)
+        dE, dnodes, dweight_z, sums_e = op.relate_bwd.default(
             V, E, norm_e, weight_z, PQ, Z, norm_z, means_z, weight_h, dhidden, *kind
         )
         del Z, dhidden
-        means_e = _means(sums_e, total, e, plan, layers)
+        means_e = _means(sums_e, total, e, plan, widths)
         need_dV, need_dweight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2:][e])
-        dV, dweight_e = op.embed_bwd(
-            dout, V, logit, norm_l, E, norm_e, means_e, _stacked(layers, e, V), dE, dnodes,
+        dV, dweight_e = op.embed_bwd.default(
+            dout, V, logit, norm_l, E, norm_e, means_e, _stacked(weights, e, V), dE, dnodes,
             need_dV, need_dweight,
         )  # fmt: skip
 
-        widths = [len(weight) for weight in layers.weights]
-        dweights = dweight_e.split(widths[e]) if need_dweight else [None] * len(widths[e])
-        sums = torch.cat([sums_e, sums_z, sums_h, sums_l], dim=1)
-        dshifts, dscales = (row.split(widths) for row in sums)
+        stacked = dweight_e.split(widths[e]) if need_dweight else [None] * len(widths[e])
         relation = (dweight_z,) if plan.relations else ()
+        dweights = [
+            value if value is None else value.view(weight.shape)
+            for value, weight in zip(
+                (*stacked, *relation, dweight_h, dweight_l), convolutions, strict=True
+            )
+        ]
+        sums = torch.cat([sums_e, sums_z, sums_h, sums_l], dim=1)
+        dshifts, dscales = (torch.split_with_sizes(row, widths) for row in sums.unbind())
         running = (None,) * (2 * len(widths))
-        dx = _map(dV, x, plan) if need_dV else None
-        return (
-            dx, None, *dweights, *relation, dweight_h, dweight_l, *dscales, *dshifts, *running
-        )  # fmt: skip
+        return _map(dV, x, plan) if need_dV else None, None, *dweights, *dscales, *dshifts, *running
 
 
-def _unflat(tensors: Sequence[Tensor]) -> Layers:
-    count = len(tensors) // len(Layers._fields)
-    return Layers(*(tuple(tensors[i : i + count]) for i in range(0, len(tensors), count)))
-
-
-def _stacked(layers: Layers, e: slice, V: Tensor) -> Tensor:
-    weights = layers.weights[e]
+def _stacked(matrices: Sequence[Tensor], e: slice, V: Tensor) -> Tensor:
+    weights = tuple(matrices[e])
     if not weights:
-        return layers.weights[-1].new_empty(0, V.shape[1])
+        return matrices[-1].new_empty(0, V.shape[1])
     return torch.cat(weights) if len(weights) > 1 else weights[0]
 
 
-def _relation_weight(layers: Layers, z: slice, V: Tensor) -> Tensor:
-    weights = layers.weights[z]
-    return weights[0] if weights else layers.weights[-1].new_empty(0, 2 * V.shape[2])
+def _relation_weight(matrices: Sequence[Tensor], z: slice, V: Tensor) -> Tensor:
+    weights = matrices[z]
+    return weights[0] if weights else matrices[-1].new_empty(0, 2 * V.shape[2])
 
 
 def _like(dout: Tensor, x: Tensor) -> Tensor:

@@ -223,3 +223,16 @@ def test_bad_pixels(pixels):
         Augmentation()(pixels, generator())
     with pytest.raises(ValueError, match="pixels must be uint8"):
         normalise(pixels)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_never_waits_for_the_device():
+    pixels = torch.randint(0, 256, (8, 32, 16, 3), dtype=torch.uint8, device="cuda")
+    augment = Augmentation(translate=1, flip=1, erase=1)
+    augment(pixels, torch.Generator().manual_seed(0))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        augment(pixels, torch.Generator().manual_seed(1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -44,7 +44,7 @@ def data(tmp_path: Path) -> ReidData:
     return open_dataset(tmp_path)
 
 
-def train_batches(data: ReidData, *, cache: bool = True, **options) -> TrainBatches:
+def train_batches(data: ReidData, *, cache: str = "memory", **options) -> TrainBatches:
     sampler = IdentitySampler(data.train.labels, 2, 2, seed=1)
     images = open_images(data.train, SIZE, cache=cache)
     return TrainBatches(images, data.train.labels, sampler, Augmentation(), **options)
@@ -158,12 +158,12 @@ def test_decode_files_keeps_the_order_and_tells_progress(data, threads):
 def test_decode_files_stops_at_a_damaged_file(data):
     data.train.file(3).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=f"{data.train.paths[3]}: not a readable image"):
-        open_images(data.train, SIZE, cache=True)
+        open_images(data.train, SIZE, cache="memory")
 
 
 def test_cached_images_and_files_hold_the_same(data):
-    cached = open_images(data.gallery, SIZE, cache=True)
-    files = open_images(data.gallery, SIZE, cache=False)
+    cached = open_images(data.gallery, SIZE, cache="memory")
+    files = open_images(data.gallery, SIZE, cache="off")
     assert isinstance(cached, CachedImages)
     assert isinstance(files, ImageFiles)
     assert len(cached) == len(files) == 9
@@ -206,7 +206,7 @@ def test_batches_to_train_on(data):
 
 def test_labels_belong_to_the_images(data):
     """Without augmentation, a batch's images are those of the files of their labels."""
-    images = open_images(data.train, SIZE, cache=True)
+    images = open_images(data.train, SIZE, cache="memory")
     labels = data.train.labels
     nothing = Augmentation(translate=0, flip=0, erase=0)
     batches = TrainBatches(images, labels, IdentitySampler(labels, 3, 3), nothing)
@@ -216,7 +216,7 @@ def test_labels_belong_to_the_images(data):
             assert any(torch.equal(image, candidate) for candidate in own)
 
 
-@pytest.mark.parametrize(("cache", "workers"), [(False, 0), (False, 2), (True, 2)])
+@pytest.mark.parametrize(("cache", "workers"), [("off", 0), ("off", 2), ("memory", 2)])
 def test_cache_and_workers_change_nothing(data, cache, workers):
     plain = train_batches(data)
     other = train_batches(data, cache=cache, workers=workers)
@@ -251,7 +251,7 @@ def test_each_step_draws_anew():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_can_be_left_and_resumed_in_its_middle(data, workers):
     whole = epoch_of(train_batches(data), 4)
-    batches = train_batches(data, cache=False, workers=workers)
+    batches = train_batches(data, cache="off", workers=workers)
     batches.set_epoch(4)
     assert torch.equal(next(iter(batches))[0], whole[0])  # interrupted after a step
     rest = epoch_of(batches, 4, first_step=1)
@@ -260,13 +260,13 @@ def test_an_epoch_can_be_left_and_resumed_in_its_middle(data, workers):
 
 
 def test_batches_to_evaluate(data):
-    images = open_images(data.gallery, SIZE, cache=True)
+    images = open_images(data.gallery, SIZE, cache="memory")
     batches = EvalBatches(images, batch_size=4)
     seen = list(batches)
     assert len(batches) == len(seen) == 3
     assert [indices.tolist() for _, indices in seen] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
     assert torch.equal(torch.cat([batch for batch, _ in seen]), normalise(images[np.arange(9)]))
-    from_files = EvalBatches(open_images(data.gallery, SIZE, cache=False), 4, workers=2)
+    from_files = EvalBatches(open_images(data.gallery, SIZE, cache="off"), 4, workers=2)
     for (a, _), (b, _) in zip(seen, from_files, strict=True):
         assert torch.equal(a, b)
 
@@ -275,7 +275,7 @@ def test_batches_to_evaluate(data):
 def test_damaged_file_ends_the_epoch_with_its_name_alone(data, workers):
     for index in range(len(data.train)):
         data.train.file(index).write_bytes(b"damaged")
-    batches = train_batches(data, cache=False, workers=workers)
+    batches = train_batches(data, cache="off", workers=workers)
     with pytest.raises(ValueError, match=r"^\S+\.jpg: not a readable image: [^\n]*$"):
         list(batches)
     start = time.monotonic()
@@ -286,7 +286,7 @@ def test_damaged_file_ends_the_epoch_with_its_name_alone(data, workers):
 
 
 def test_bad_arguments(data):
-    images = open_images(data.train, SIZE, cache=True)
+    images = open_images(data.train, SIZE, cache="memory")
     sampler = IdentitySampler(data.train.labels, 2, 2)
     with pytest.raises(ValueError, match="18 images, but 6 labels"):
         TrainBatches(images, data.query.labels, sampler, Augmentation())

@@ -129,11 +129,17 @@ def test_compiles_as_one_graph(impl, training):
     check_results([(results, baseline, oracle)])
 
 
-def test_export():
-    module = make_rga(16, (4, 3)).eval()
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("impl", ["reference", "torch", "auto"])
+def test_export(impl, grad):
+    """Of any batch, with and without the graph of the gradient."""
+    module = make_rga(16, (4, 3), impl=impl).eval()
     x = make_map((3, 16, 4, 3))
-    exported = torch.export.export(module, (x,))
-    torch.testing.assert_close(exported.module()(x), module(x))
+    batch = {"x": {0: torch.export.Dim("B", min=1, max=64)}}
+    with torch.set_grad_enabled(grad):
+        exported = torch.export.export(module, (x,), dynamic_shapes=batch).module()
+        for images in (x, x[:1]):
+            torch.testing.assert_close(exported(images), module(images))
 
 
 @pytest.mark.parametrize(("variant", "ablation"), ALL_VARIANTS)

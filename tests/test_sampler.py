@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rga_fast.reid.sampler import IdentitySampler
+from rga_fast.reid.sampler import IdentitySampler, rank_positions
 
 
 def labels_of(sizes: list[int], seed: int = 0) -> np.ndarray:
@@ -104,3 +104,25 @@ def test_bad_arguments(arguments, message):
 def test_negative_epoch():
     with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
         IdentitySampler(labels_of([3] * 4), 2).set_epoch(-1)
+
+
+@pytest.mark.parametrize(("world", "parts"), [(1, 1), (2, 1), (1, 3), (2, 3)])
+def test_ranks_and_slices_share_a_batch_without_overlap(world, parts):
+    """Every image once, no identity in two pieces, and a slice is one piece of the batch."""
+    pieces = [
+        rank_positions(12, 2, rank=rank, world=world, parts=parts).reshape(parts, -1)
+        for rank in range(world)
+    ]
+    together = np.stack(pieces)  # (world, parts, images)
+    assert sorted(together.ravel()) == list(range(24))
+    identities = [set(piece // 2) for piece in together.reshape(world * parts, -1)]
+    assert sum(map(len, identities)) == 12
+    for part in range(parts):
+        assert sorted(together[:, part].ravel()) == list(
+            range(24 // parts * part, 24 // parts * (part + 1))
+        )
+
+
+def test_identities_that_cannot_be_shared():
+    with pytest.raises(ValueError, match="divisible by accumulate x ranks = 3 x 2, got 16"):
+        rank_positions(16, 4, world=2, parts=3)

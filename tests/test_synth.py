@@ -71,3 +71,12 @@ def test_contact_sheet(drawn, tmp_path):
     assert contact_sheet(drawn[0], blocks=1, rows=2).size == (34 + 6 * 32, 18 + 2 * 64)
     with pytest.raises(FileNotFoundError, match="no data set"):
         contact_sheet(tmp_path)
+
+
+def test_the_command_draws_and_shows_what_it_drew(tmp_path, capsys):
+    assert cli.main(["synth", str(tmp_path / "people"), "--identities", "3"]) == 0
+    told = capsys.readouterr().out
+    assert "synthetic" in told
+    assert str(tmp_path / "people" / "contact_sheet.jpg") in told
+    with Image.open(tmp_path / "people" / "contact_sheet.jpg") as sheet:
+        assert min(sheet.size) > 100

@@ -74,9 +74,10 @@ def test_a_run_leaves_everything_that_traces_it(trained, market):
     assert config["impl"] == "auto"
     assert set(config) == set(vars(Config()))
     steps = rows(trained)
+    measured = ("accuracy", "images_per_s", "waiting")
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert all(
-        set(row) == {"step", "epoch", "loss", "loss_id", "loss_triplet", "lr", "images_per_s"}
+        set(row) == {"step", "epoch", "loss", "loss_id", "loss_triplet", "lr", *measured}
         for row in steps
     )
     assert all(
@@ -130,7 +131,51 @@ def test_resume_equals_a_run_never_interrupted(trained, market, tmp_path):
     assert_same_run(out, trained)
 
 
-def test_sigterm_saves_between_two_steps(trained, market, tmp_path):
+STATEFUL = [
+    *("--amp=bf16", "--ema=0.5", "--accumulate=2", "--clip-norm=1", "--freeze-epochs=1"),
+    *("cache=off", "workers=2"),
+]
+
+
+@pytest.mark.slow
+def test_resume_with_everything_that_has_state(market, tmp_path, monkeypatch):
+    """Averaged weights, slices, mixed precision, frozen layers, workers, and dropout, whose draws
+    come from torch's own generator."""
+    from rga_fast.reid import model
+
+    class Dropping(model.ReidNet):
+        def forward(self, images):
+            return super().forward(torch.nn.functional.dropout(images, 0.1, self.training))
+
+    monkeypatch.setattr("rga_fast.reid.checkpoint.ReidNet", Dropping)
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    common = ["train", "--fused", "--data", market, *SMALL, *STATEFUL, "epochs=3", "--out"]
+    assert run(*common, whole) == 0
+
+    class Killed(BaseException):
+        pass
+
+    def die():
+        raise Killed
+
+    for resumed, step in (([], 5), (["--resume", "auto"], 5)):  # in the 2nd and the 3rd epoch
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.Adam, "step", _at_step(step, die))
+            with pytest.raises(Killed):
+                run(*common, out, *resumed)
+    assert run(*common, out, "--resume", "auto") == 0
+    assert_same_run(out, whole)
+    assert all(row["grad_norm"] > 0 for row in rows(out))
+    checkpoint = out / "checkpoints/last.pt"
+    assert load_checkpoint(checkpoint).ema is not None
+    assert run("evaluate", checkpoint, "--data", market, "--json", tmp_path / "e.json") == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert json.loads((tmp_path / "e.json").read_text()) == summary["after"]  # of the average
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_sigterm_saves_behind_a_step(step, trained, market, tmp_path):
+    """In the middle of an epoch and at its end, when evaluation is still to come."""
     out = tmp_path / "stopped"
     common = ["train", "--fused", "--data", market, "--out", out]
 
@@ -138,12 +183,12 @@ def test_sigterm_saves_between_two_steps(trained, market, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", _at_step(2, terminate))
+        patch.setattr(torch.optim.Adam, "step", _at_step(step, terminate))
         with pytest.raises(SystemExit) as stopped:
             run(*common, *SMALL)
     assert stopped.value.code == 143
     saved = load_checkpoint(out / "checkpoints/last.pt")
-    assert (saved.epoch, saved.step) == (0, 2)
+    assert (saved.epoch, saved.step) == (0, step)
     assert run(*common, "--resume", "auto") == 0
     assert_same_run(out, trained)
 
@@ -252,7 +297,8 @@ def test_assignments():
         (["epohcs=3"], "unknown field 'epohcs'; did you mean 'epochs'?"),
         (["epochs=many"], "epochs must be int, got 'many'"),
         (["epochs=0"], "epochs must be a positive integer, got 0"),
-        (["cache_images=3"], "cache_images must be bool, got 3"),
+        (["relations=3"], "relations must be bool, got 3"),
+        (["cache=ram"], "cache must be one of 'off'"),
         (["arch=resnet19"], "arch must be one of 'resnet18'"),
         (["impl=fast"], "impl must be one of 'auto'"),
         (["epochs"], "expected field=value, got 'epochs'"),
@@ -288,7 +334,7 @@ def test_a_damaged_image_is_named_and_nothing_is_written(market, tmp_path, capsy
     damaged.write_bytes(damaged.read_bytes()[:200])
     assert run("train", "--data", root, "--out", tmp_path / "out", *SMALL) == 1
     assert damaged.name in capsys.readouterr().err
-    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_is_never_overwritten(trained, market, capsys):

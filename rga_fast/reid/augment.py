@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -111,7 +112,7 @@ class Augmentation:
         _, H, W, _ = _check_pixels(pixels)
         moved = draws.translate.nonzero().flatten()
         pixels = pixels.clone()
-        larger = _resize(pixels[moved.to(pixels.device)], self._enlarged((H, W)))
+        larger = _resize(pixels[moved.to(pixels.device, non_blocking=True)], self._enlarged((H, W)))
         for image, i, (top, left) in zip(
             larger, moved.tolist(), draws.offset[moved].tolist(), strict=True
         ):
@@ -148,10 +149,23 @@ class Augmentation:
 def normalise(pixels: Tensor) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), contiguous: ImageNet's mean and deviation."""
     _check_pixels(pixels)
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=pixels.device)[:, None, None]
+    factor, shift = _affine(pixels.device)
     images = pixels.permute(0, 3, 1, 2).contiguous().float()
-    return images.mul_(1 / (255 * std)).sub_(mean / std)
+    return images.mul_(factor).sub_(shift)
+
+
+@cache
+def _affine(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each: 1 / (255 std), mean / std. Kept, as copying them would wait for a GPU."""
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(c)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
+        return (1 / (255 * std)).to(device), (mean / std).to(device)
+
+
+def denormalise(images: Tensor) -> Tensor:
+    """float32 (B, 3, H, W) as `normalise` makes them -> in 0..1 on the CPU, to be shown."""
+    mean, std = (torch.tensor(c)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images.detach().float().cpu() * std + mean).clamp(0, 1)
 
 
 def _check_pixels(pixels: Tensor) -> torch.Size:

@@ -22,8 +22,8 @@ LAST, PREVIOUS = "last.pt", "previous.pt"
 class Checkpoint(NamedTuple):
     """What a checkpoint file holds. `epoch` epochs are done, and `step` steps of the next.
 
-    Together with the seed in `config` that is the state of the sampler and of every generator:
-    what a step draws depends on (seed, epoch, step) alone.
+    Together with the seed in `config` that is the state of the sampler, of the schedule and of
+    every generator: what a step draws depends on (seed, epoch, step, rank) alone.
     """
 
     config: Config
@@ -32,6 +32,13 @@ class Checkpoint(NamedTuple):
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
+    scaler: dict[str, Any] = {}  # noqa: RUF012  # of fp16 gradients; empty without
+    ema: dict[str, Tensor] | None = None  # the averaged weights
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Those that are evaluated and used: the averaged ones where there are some."""
+        return self.model if self.ema is None else self.ema
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

@@ -15,7 +15,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from rga_fast.reid.datasets import ReidData
+from rga_fast.reid.datasets import DataReport, ReidData, SplitCounts
 from rga_fast.reid.metrics import RankMetrics
 
 console = Console(highlight=False, soft_wrap=True)
@@ -56,6 +56,20 @@ def dataset_table(data: ReidData) -> Table:
         table.add_column(column, justify="right")
     for row in data.counts():
         table.add_row(row.split, *(f"{value:,}" for value in row[1:]))
+    return table
+
+
+def report_table(report: DataReport) -> Table:
+    """The counts of each split, those found above the published ones."""
+    table = Table(title=f"{report.name}: {report.layout}", title_justify="left")
+    table.add_column("split")
+    for column in SplitCounts._fields[1:]:
+        table.add_column(column, justify="right")
+    for found, published in report.rows:
+        table.add_row(found.split, *(f"{value:,}" for value in found[1:]))
+        if published is not None:
+            counts = ("" if value is None else f"{value:,}" for value in published)
+            table.add_row("  published", *counts)
     return table
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rga_fast.reid.datasets import ReidData, Split
+from rga_fast.reid.distributed import Ranks
 from rga_fast.reid.loader import EvalBatches, Images, open_images
 from rga_fast.reid.metrics import RankMetrics, rank_metrics
 from rga_fast.reid.model import ReidNet
@@ -36,14 +37,9 @@ class EvalData(NamedTuple):
     gallery: Images
 
 
-def open_eval_data(
-    data: ReidData, size: tuple[int, int], *, cache: bool, progress: Callable | None = None
-) -> EvalData:
-    """Query and gallery of `data`; `cache` as for `open_images`."""
-    query, gallery = (
-        open_images(split, size, cache=cache, progress=progress)
-        for split in (data.query, data.gallery)
-    )
+def open_eval_data(data: ReidData, size: tuple[int, int], **options: Any) -> EvalData:
+    """Query and gallery of `data`; the options are those of `open_images`."""
+    query, gallery = (open_images(split, size, **options) for split in (data.query, data.gallery))
     return EvalData(data, query, gallery)
 
 
@@ -55,25 +51,30 @@ def extract_features(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    ranks: Ranks | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Features:
     """Features of all images, in their order, in evaluation mode.
 
-    `progress` is told how many images each batch held. The model's mode is left as it was.
+    `progress` is told how many images each batch held. The model's mode is left as it was. Where
+    there are several `ranks`, each takes a share of the batches, and all of them get all features.
     """
+    ranks = ranks or Ranks()
     training = model.training
     model.eval()
-    before, after = [], []
+    features = Features(*torch.zeros(2, len(images), model.feature_dim))
     try:
-        for batch, _ in EvalBatches(images, batch_size, device=device, workers=workers):
+        for batch, indices in EvalBatches(
+            images, batch_size, device=device, workers=workers, share=ranks
+        ):
             output = model(batch)
-            before.append(output.before_neck.float().cpu())
-            after.append(output.after_neck.float().cpu())
+            features.before_neck[indices] = output.before_neck.float().cpu()
+            features.after_neck[indices] = output.after_neck.float().cpu()
             if progress is not None:
-                progress(len(batch))
+                progress(len(batch) * ranks.world)
     finally:
         model.train(training)
-    return Features(torch.cat(before), torch.cat(after))
+    return Features(*map(ranks.sum, features))
 
 
 def score(data: ReidData, query: Features, gallery: Features) -> dict[str, RankMetrics]:

@@ -1,5 +1,6 @@
 """The training losses: label-smoothed cross entropy and the batch-hard triplet."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,12 +23,17 @@ def reid_losses(
     *,
     margin: float = 0.3,
     label_smoothing: float = 0.1,
+    join: Callable[[Tensor], Tensor] | None = None,
 ) -> Losses:
     """Cross entropy on the classifier plus the triplet on the feature before the neck, 1 : 1.
 
     (B, D) features, (B, classes) logits, (B,) int64 labels. Raises ValueError on other shapes.
+    `join` makes the batch of several processes from that of one, see `Ranks.join`: the triplets are
+    then mined among all of them.
     """
     identity = F.cross_entropy(_full(logits), labels, label_smoothing=label_smoothing)
+    if join is not None:
+        features, labels = join(features), join(labels)
     triplet = batch_hard_triplet(features, labels, margin)
     return Losses(identity + triplet, identity, triplet)
 

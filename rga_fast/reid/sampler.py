@@ -68,3 +68,23 @@ class IdentitySampler:
             pools = [self._images[identity] for identity in chosen]
             picks = [rng.choice(pool, K, replace=len(pool) < K) for pool in pools]
             yield np.concatenate(picks)
+
+
+def rank_positions(
+    identities: int, images: int, *, rank: int = 0, world: int = 1, parts: int = 1
+) -> np.ndarray:
+    """Which places of a batch of `identities` x `images` belong to a process: int64, ascending.
+
+    The batch is worked on in `parts` slices one after the other, each of them split over `world`
+    processes. No two of these pieces share an identity.
+
+    Raises:
+        ValueError: if the identities cannot be divided evenly.
+    """
+    if identities % (parts * world):
+        raise ValueError(
+            f"identities_per_batch must be divisible by accumulate x ranks = {parts} x {world}, "
+            f"got {identities}"
+        )
+    pieces = np.arange(identities * images).reshape(parts, world, -1)
+    return pieces[:, rank].ravel()

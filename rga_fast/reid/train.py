@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,24 @@ import numpy as np
 import torch
 
 import rga_fast
-from rga_fast.modules import RGA
 from rga_fast.reid.augment import Augmentation
-from rga_fast.reid.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    load_weights,
-    make_network,
-    save_checkpoint,
-)
+from rga_fast.reid.checkpoint import Checkpoint, load_checkpoint, make_network, save_checkpoint
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import console, dataset_table, metrics_table, progress, skipped_note
-from rga_fast.reid.datasets import ReidData, open_dataset
+from rga_fast.reid.curves import curves_note
+from rga_fast.reid.distributed import Ranks, joined, pick_device
 from rga_fast.reid.evaluate import EvalData, extract_features, open_eval_data, score
 from rga_fast.reid.loader import TrainBatches, open_images
-from rga_fast.reid.losses import reid_losses
 from rga_fast.reid.metrics import RankMetrics
-from rga_fast.reid.model import ReidNet
+from rga_fast.reid.monitor import Monitor
+from rga_fast.reid.prepare import describe_network, make_sampler, open_training_data
 from rga_fast.reid.pretrained import load_pretrained
-from rga_fast.reid.sampler import IdentitySampler
-from rga_fast.reid.schedule import cosine_rate, make_optimizer, set_learning_rate, step_rate
+from rga_fast.reid.schedule import cosine_rate, step_rate
+from rga_fast.reid.step import Training
 
 Scores = dict[str, RankMetrics]
+
+WORTH_SAYING = 0.1  # share of the time spent waiting for images
 
 
 def train(
@@ -48,7 +44,8 @@ def train(
 
     `out` then holds `config.yaml`, `metrics.jsonl` (a row per step and per evaluation),
     `summary.json` and `checkpoints/last.pt`. On the CPU, the same configuration gives the same
-    losses. `resume`: a checkpoint of the same configuration, to continue behind its last step with
+    losses. Started by torchrun, every rank takes a share of each batch, and rank 0 alone writes.
+    `resume`: a checkpoint of the same configuration, to continue behind its last step with
     the losses of a run that was never interrupted. `restart`: without a checkpoint, a run that is
     in `out` already begins anew. SIGTERM saves a checkpoint and ends the run.
 
@@ -67,26 +64,43 @@ def train(
     saved = _resumable(resume, config) if resume is not None else None
     if saved is None and not restart and (out / "metrics.jsonl").exists():
         raise FileExistsError(f"{out} holds a run already; choose another folder or --resume it")
+    with joined(device) as ranks:
+        return _train(config, out, device, ranks, saved, started)
 
-    data = open_training_data(config)
+
+def _train(
+    config: Config,
+    out: Path,
+    device: torch.device,
+    ranks: Ranks,
+    saved: Checkpoint | None,
+    started: float,
+) -> dict[str, Any]:
+    first_epoch, first_step = (saved.epoch, saved.step) if saved is not None else (0, 0)
+    ranks.check_same("configuration", config)
+    monitor = Monitor(
+        out,
+        tensorboard=config.tensorboard and ranks.main,
+        profile=config.profile and ranks.main,
+    )
+    ranks.check_same("checkpoint to continue", f"epoch {first_epoch}, step {first_step}")
+    with ranks.main_first():
+        data = open_training_data(config)
+    ranks.check_same("data set", data.counts())
     console.print(dataset_table(data))
     num_classes = len(np.unique(data.train.labels))
-    sampler = IdentitySampler(
-        data.train.labels, config.identities_per_batch, config.images_per_identity, config.seed
-    )
+    sampler, positions = make_sampler(data, config, ranks)
     model = make_network(config, num_classes)
     if config.pretrained is not None:
         console.print(load_pretrained(model, config.pretrained))
-    model.to(device)
-    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
+    training = Training(model, config, device, ranks)
     if saved is not None:
-        load_weights(model, saved.model, str(resume))
-        optimizer.load_state_dict(saved.optimizer)
-    out.joinpath("checkpoints").mkdir(parents=True, exist_ok=True)
-
-    with progress("decoding images") as bar:
-        images = open_images(data.train, config.size, cache=config.cache_images, progress=bar)
-        evaluation = open_eval_data(data, config.size, cache=config.cache_images, progress=bar)
+        training.load(saved, "the checkpoint")
+    cache: dict[str, Any] = {"cache": config.cache, "folder": config.cache_folder}
+    folder = run_folder(out) if ranks.main else nullcontext()
+    with folder, progress("decoding images") as bar:
+        images = open_images(data.train, config.size, **cache, progress=bar)
+        evaluation = open_eval_data(data, config.size, **cache, progress=bar)
     batches = TrainBatches(
         images,
         data.train.labels,
@@ -94,40 +108,43 @@ def train(
         Augmentation(translate=config.translate, flip=config.flip, erase=config.erase),
         device=device,
         seed=config.seed,
-        workers=0 if config.cache_images else config.workers,
+        workers=config.readers,
+        positions=positions,
     )
-    console.print(describe_network(model, config, device))
+    console.print(describe_network(training.model, config, device))
     console.print(f"run folder: {out}")
-    config.save(out / "config.yaml")
+    if ranks.main:
+        config.save(out / "config.yaml")
 
     def save(epoch: int, step: int = 0) -> None:
-        weights, moments = model.state_dict(), optimizer.state_dict()
-        state = Checkpoint(config, num_classes, epoch, step, weights, moments)
-        save_checkpoint(out / "checkpoints", state)
+        if ranks.main:
+            state = Checkpoint(config, num_classes, epoch, step, **training.state())
+            save_checkpoint(out / "checkpoints", state)
 
-    first_epoch, first_step = (saved.epoch, saved.step) if saved is not None else (0, 0)
     steps = len(batches)
-    log_path = out / "metrics.jsonl"
-    with sigterm() as stop, MetricsLog(log_path, keep=first_epoch * steps + first_step) as log:
+    log_path = out / "metrics.jsonl" if ranks.main else None
+    begun = first_epoch * steps + first_step
+    with sigterm() as stop, monitor.behind(begun), MetricsLog(log_path, begun, monitor) as log:
         before: Scores | None = None
         if saved is None:
-            before = evaluate(model, evaluation, config, device)
+            before = evaluate(training, evaluation)
             log.evaluation(0, 0, before)
         for epoch in range(first_epoch, config.epochs):
             begin = first_step if epoch == first_epoch else 0
-            reached = train_epoch(model, optimizer, batches, config, epoch, begin, log, stop)
-            if stop.is_set():
+            reached, stopped = train_epoch(training, batches, epoch, begin, log, stop)
+            if stopped:
                 save(epoch, reached)
+                ranks.wait()  # or torchrun might end rank 0 while it still writes
                 raise Terminated(f"stopped by SIGTERM; --resume auto --out {out} continues")
             done = epoch + 1
             last = done == config.epochs
             if last or done % config.checkpoint_every == 0:
                 save(done)
             if last or done % config.eval_every == 0:
-                after = evaluate(model, evaluation, config, device)
+                after = evaluate(training, evaluation, monitor if last else None)
                 log.evaluation(done, done * steps, after)
         if first_epoch >= config.epochs:
-            after = evaluate(model, evaluation, config, device)
+            after = evaluate(training, evaluation, monitor)
 
     moments = {"before training": before} if before is not None else {}
     moments["after training"] = after
@@ -138,7 +155,7 @@ def train(
             for moment, scores in moments.items()
         },
         "epochs": config.epochs,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in training.model.parameters()),
         "seconds": round(time.perf_counter() - started, 1),
         "device": str(device),
         "versions": {
@@ -147,7 +164,10 @@ def train(
             "python": platform.python_version(),
         },
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if ranks.main:
+        text = json.dumps(summary, indent=2) + "\n"
+        (out / "summary.json").write_text(text, encoding="utf-8")
+        console.print(curves_note(out), markup=False)
     console.print(
         f"{summary['seconds']:.0f} s in all. The network is in {out / 'checkpoints' / 'last.pt'}"
     )
@@ -155,71 +175,68 @@ def train(
 
 
 def train_epoch(
-    model: ReidNet,
-    optimizer: torch.optim.Optimizer,
+    training: Training,
     batches: TrainBatches,
-    config: Config,
     epoch: int,
     begin: int,
     log: MetricsLog,
     stop: threading.Event,
-) -> int:
+) -> tuple[int, bool]:
     """The steps of an epoch from `begin` on, a row of the log for each.
 
-    Returns how many of the epoch are done: all, or those before `stop` was set.
+    Returns how many of the epoch are done, and whether the run ends here since `stop` was set.
     """
-    steps = len(batches)
-    model.train()
+    config, ranks, steps = training.config, training.ranks, len(batches)
+    batch = config.identities_per_batch * config.images_per_identity
+    training.start_epoch(epoch)
     batches.set_epoch(epoch, begin)
     seen, correct, loss_sum, clock = 0, 0, 0.0, time.perf_counter()
+    note = "was at its end already"  # where the run was stopped behind the last step
     with progress(f"epoch {epoch + 1}/{config.epochs}", steps) as bar:
         for step, (images, labels) in enumerate(batches, start=begin):
+            seed_step(config.seed, epoch, step, ranks.rank)
             rate = learning_rate(config, epoch, step / steps)
-            set_learning_rate(optimizer, rate)
-            output = model(images)
-            losses = reid_losses(
-                output.before_neck,
-                output.logits,
-                labels,
-                margin=config.margin,
-                label_smoothing=config.label_smoothing,
-            )
-            optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
-            optimizer.step()
+            result = training.step(images, labels, rate)
+            log.monitor.step(images)
 
-            loss = losses.total.item()
-            if not math.isfinite(loss):
+            if not math.isfinite(result.loss):
                 raise FloatingPointError(
-                    f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; "
+                    f"the loss is {result.loss} in epoch {epoch + 1}, step {step + 1}; "
                     "a lower learning_rate may help"
                 )
-            seen += len(images)
-            correct += int((output.logits.argmax(dim=1) == labels).sum())
-            loss_sum += loss * len(images)
-            speed = seen / (time.perf_counter() - clock)
+            seen += batch
+            correct += result.correct
+            loss_sum += result.loss * batch
+            elapsed = time.perf_counter() - clock
+            speed, waiting = seen / elapsed, batches.waited / elapsed
             log.write(
                 step=epoch * steps + step + 1,
                 epoch=epoch + 1,
-                loss=loss,
-                loss_id=losses.identity.item(),
-                loss_triplet=losses.triplet.item(),
+                loss=result.loss,
+                loss_id=result.identity,
+                loss_triplet=result.triplet,
                 lr=rate,
+                accuracy=round(correct / seen, 4),
                 images_per_s=round(speed, 1),
+                waiting=round(waiting, 3),
+                **({} if result.grad_norm is None else {"grad_norm": result.grad_norm}),
             )
             left = (config.epochs - epoch) * steps - step - 1
-            left_s = left * len(images) / speed
             note = f"loss {loss_sum / seen:.2f}, accuracy {correct / seen:.0%}"
-            note += f", {speed:.0f} images/s, {_duration(left_s)} left"
+            note += f", {speed:.0f} images/s, {_duration(left * batch / speed)} left"
+            if waiting > WORTH_SAYING:
+                note += f", {waiting:.0%} of it waiting for images"
             bar(step + 1, note=note)
-            if stop.is_set():
-                return step + 1
+            if ranks.any(stop.is_set()):
+                return step + 1, True
     console.print(f"epoch {epoch + 1:>3}/{config.epochs}  {note}")
-    return steps
+    return steps, False
 
 
-def evaluate(model: ReidNet, evaluation: EvalData, config: Config, device: torch.device) -> Scores:
-    """The scores of `model` on query and gallery."""
+def evaluate(training: Training, evaluation: EvalData, monitor: Monitor | None = None) -> Scores:
+    """The scores of the network (of its averaged weights, if there are) on query and gallery. The
+    `monitor` is shown the features of the queries."""
+    config, ranks, network = training.config, training.ranks, training.evaluated()
     splits = []
     total = len(evaluation.query) + len(evaluation.gallery)
     done = 0
@@ -232,15 +249,25 @@ def evaluate(model: ReidNet, evaluation: EvalData, config: Config, device: torch
 
         for images in (evaluation.query, evaluation.gallery):
             features = extract_features(
-                model,
+                network,
                 images,
                 batch_size=config.eval_batch,
-                device=device,
-                workers=0 if config.cache_images else config.workers,
+                device=training.device,
+                workers=config.readers,
+                ranks=ranks,
                 progress=advance,
             )
             splits.append(features)
-    return score(evaluation.data, *splits)
+    if monitor is not None:
+        monitor.embeddings(evaluation.query, evaluation.data.query, splits[0].after_neck)
+    return ranks.from_main(lambda: score(evaluation.data, *splits))
+
+
+def seed_step(*place: int) -> None:
+    """Seeds torch by (seed, epoch, step, rank), so that whatever a step draws is the same in a run
+    that was interrupted."""
+    state = np.random.SeedSequence(place[0], spawn_key=place[1:]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
 
 
 def learning_rate(config: Config, epoch: int, fraction: float = 0.0) -> float:
@@ -259,46 +286,19 @@ def learning_rate(config: Config, epoch: int, fraction: float = 0.0) -> float:
     )
 
 
-def open_training_data(config: Config) -> ReidData:
-    """The data set of a configuration; the synthetic one is written first where it is missing."""
-    if config.data is not None:
-        return open_dataset(config.data)
-    from rga_fast.reid.synth.cached import cached_dataset
-
-    with progress("drawing the synthetic data set") as bar:
-        return open_dataset(cached_dataset(bar))
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the first CUDA device, or the CPU.
-
-    Raises:
-        ValueError: for a device that torch does not know or cannot reach.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+@contextmanager
+def run_folder(out: Path) -> Iterator[None]:
+    """Makes the folder before the work in the body, which would be lost if it could not be written
+    to; should the body fail, no empty folder is left."""
+    checkpoints = out / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"config: device {name!r} cannot be used: {error}") from error
-    return device
-
-
-def describe_network(model: ReidNet, config: Config, device: torch.device) -> str:
-    """One line: the network, its size, and which implementation its attention runs on."""
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    line = f"{config.arch} (base width {config.base_width}) at {config.height}x{config.width}"
-    line += f", {parameters:.2f} M parameters, on {device}"
-    attention = [m for m in model.modules() if isinstance(m, RGA)]
-    if not attention:
-        return f"{line}, without attention"
-    stages = ", ".join(map(str, config.stages))
-    size = attention[0].size
-    assert isinstance(size, tuple)
-    probe = torch.empty(1, attention[0].channels, *size, device=device)
-    choice = attention[0].choose(probe)
-    return f"{line}\nRGA-{config.variant} after stages {stages}: {choice.impl} ({choice.reason})"
+        yield
+    except BaseException:
+        for folder in (checkpoints, out):
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
 
 
 class Terminated(Exception):
@@ -320,19 +320,29 @@ def sigterm() -> Iterator[threading.Event]:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object per line. Opening keeps the rows up to step `keep`."""
+    """`metrics.jsonl`: one JSON object per line. Opening keeps the rows up to step `keep`. Without
+    a path, on ranks that don't write, nothing happens."""
 
-    def __init__(self, path: Path, keep: int = 0) -> None:
+    def __init__(self, path: Path | None, keep: int, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._file = None
+        if path is None:
+            return
         rows = path.read_text(encoding="utf-8").splitlines() if keep and path.exists() else []
         kept = [row for row in map(_row, rows) if row is not None and row["step"] <= keep]
         self._file = path.open("w", encoding="utf-8")
         for row in kept:
-            self.write(**row)
+            self._append(row)
 
     def write(self, **row: Any) -> None:
-        """Adds a row, on disk at once."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Adds a row, on disk at once, and tells the monitor."""
+        self._append(row)
+        self.monitor.row(row)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
 
     def evaluation(self, epoch: int, step: int, scores: Scores) -> None:
         """Adds a row of metrics, per feature."""
@@ -342,7 +352,8 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _row(line: str) -> dict[str, Any] | None:
@@ -352,12 +363,19 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
 
 
+# Where and how a run computes, not what.
+_MAY_DIFFER = (
+    *("impl", "data", "device", "workers", "compile", "cuda_graph", "channels_last"),
+    *("cache", "cache_folder", "tensorboard", "profile"),
+)
+
+
 def _resumable(path: Path, config: Config) -> Checkpoint:
     saved = load_checkpoint(path)
     differing = [
         name
         for name, value in vars(saved.config).items()
-        if value != getattr(config, name) and name not in ("impl", "data", "device", "workers")
+        if value != getattr(config, name) and name not in _MAY_DIFFER
     ]
     if differing:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from rga_fast.reid.datasets.common import ReidData, Split, SplitCounts, existing_folder
@@ -27,6 +28,8 @@ __all__ = [
     "load_market1501",
     "load_msmt17",
     "open_dataset",
+    "open_datasets",
+    "read_dataset",
 ]
 
 LAYOUTS = (
@@ -50,18 +53,33 @@ def open_dataset(
     not known; otherwise the errors of the layout's own reader. UserWarning if no query is valid,
     that is, has an image of its identity from another camera in the gallery.
     """
-    data = _load(Path(path), boxes, val_trains)
+    return open_datasets([path], boxes=boxes, val_trains=val_trains)
+
+
+def open_datasets(
+    paths: Sequence[str | os.PathLike[str]], *, boxes: str | None = None, val_trains: bool = True
+) -> ReidData:
+    """Reads one or several data sets: all train, the first is evaluated (`join_training`).
+
+    The options, errors and the warning are those of `open_dataset`, for each of them. The warning
+    is for the first alone.
+    """
+    data = join_training([read_dataset(path, boxes=boxes, val_trains=val_trains) for path in paths])
     if not data.valid_queries().any():
         cameras = len({*data.query.cameras.tolist(), *data.gallery.cameras.tolist()})
         warnings.warn(
-            f"{path}: no valid query remains: the gallery shows none of the query identities from "
-            f"another camera ({cameras} in all), so that nothing can be evaluated",
-            stacklevel=2,
+            f"{paths[0]}: no valid query remains: the gallery shows none of the query identities "
+            f"from another camera ({cameras} in all), so that nothing can be evaluated",
+            stacklevel=3,
         )
     return data
 
 
-def _load(path: Path, boxes: str | None, val_trains: bool) -> ReidData:
+def read_dataset(
+    path: str | os.PathLike[str], *, boxes: str | None = None, val_trains: bool = True
+) -> ReidData:
+    """`open_dataset` without its warning."""
+    path = Path(path)
     if path.is_file() and path.suffix.lower() == ".csv":
         return load_csv(path)
     folder = existing_folder(path)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rga_fast.reid.datasets.common import user_cache
+
 RELEASE_FILE = "cuhk-03.mat"
 RELEASE_NAME = re.compile(r"(?P<pair>\d+)_(?P<person>\d+)_(?P<view>[12])_(?P<index>\d+)\.png")
 PROTOCOL_ARRAYS = ("labels", "train_idx", "query_idx", "gallery_idx")
@@ -84,15 +86,6 @@ def extract_images(release: Path, boxes: str, names: list[str], target: Path) ->
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
-
-
-def user_cache() -> Path:
-    """Where this user's programs keep what can be made again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "rga_fast"
 
 
 def _fingerprint(release: Path) -> str:

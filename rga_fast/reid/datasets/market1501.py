@@ -33,8 +33,9 @@ def load_market1501(path: str | os.PathLike[str]) -> ReidData:
     `Market-1501-v15.09.15` which does. Identity -1 (junk) is dropped. Identity 0 in the gallery is
     a distractor, kept there only, unless a query shows it too: then the numbering starts at 0, as
     in repacks of MSMT17, and it is a person like others. Files without an image's suffix and hidden
-    files are ignored. The data set is named `market1501`, `cuhk03-labeled`, `cuhk03-detected` or
-    `msmt17` where its folder or its identities and cameras say so, else `market-like`.
+    files are ignored. The data set is named `synthetic` where `rga-fast synth` wrote it,
+    `market1501`, `cuhk03-labeled`, `cuhk03-detected` or `msmt17` where its folder or its identities
+    and cameras say so, else `market-like`.
 
     FileNotFoundError names the missing folder. ValueError: a folder without usable images, a name
     that does not follow the pattern, or fewer than two identities to train on.
@@ -104,6 +105,8 @@ def _without(root: Path, split: str, records: dict[str, list[Record]], left_out:
 
 def _known_name(root: Path, train: Split) -> str:
     """By the names of the folder and of the one around it, else by who and what trains."""
+    if (root / "synthetic.json").is_file():
+        return "synthetic"
     where = f"{root.absolute().parent.name}/{root.absolute().name}".casefold()
     where = re.sub("[-_ ]", "", where)
     size = len(np.unique(train.identities)), len(np.unique(train.cameras))

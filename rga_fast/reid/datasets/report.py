@@ -50,66 +50,62 @@ class ReportRow(NamedTuple):
     found: SplitCounts
     published: Published | None
 
-    def cells(self) -> tuple[str, ...]:
-        """Printable, in the order of `DataReport.header`; `12,930 of 12,936` where they differ."""
-        counts = self.found._asdict()
-        split = counts.pop("split")
-        return (split, *(self._cell(name, count) for name, count in counts.items()))
-
-    def _cell(self, name: str, count: int) -> str:
-        expected = self.expected(name)
-        if expected in (None, count):
-            return f"{count:,}"
-        return f"{count:,} (published {expected:,})"
-
-    def expected(self, name: str) -> int | None:
-        """The published count `name`, a field of SplitCounts."""
-        return None if self.published is None else getattr(self.published, name)
-
 
 @dataclass(frozen=True)
 class DataReport:
-    """`rows` of counts, and `problems` in sentences (none: nothing is wrong)."""
+    """`rows` of counts, and what is wrong in sentences.
+
+    With `errors` the numbers of a run mean something else than published ones, or none come out at
+    all; `remarks` are worth knowing. `problems` are both.
+    """
 
     name: str
     layout: str
     rows: list[ReportRow]
-    problems: list[str]
+    errors: list[str]
+    remarks: list[str]
 
-    header = SplitCounts._fields
+    @property
+    def problems(self) -> list[str]:
+        return self.errors + self.remarks
 
 
 def dataset_report(data: ReidData) -> DataReport:
     """Compares the counts of `data` with the published ones of its name, and looks for traps.
 
-    Problems are: counts that are not the published ones, queries that the evaluation will skip
-    because no other camera saw their identity, and fewer identities than a batch of the published
-    recipe takes.
+    Errors are counts that are not the published ones, and that no query is valid. Remarks are
+    queries that the evaluation will skip because no other camera saw their identity, fewer
+    identities than a batch of the published recipe takes, and identities with a single image.
     """
     published = PUBLISHED.get(data.name, {})
     rows = [ReportRow(counts, published.get(counts.split)) for counts in data.counts()]
-    problems = [problem for row in rows for problem in _wrong_counts(row)]
-    return DataReport(data.name, data.layout, rows, problems + _traps(data, rows[0].found))
+    errors = [problem for row in rows for problem in _wrong_counts(row)]
+    remarks = _training_traps(data, rows[0].found)
+    skipped = len(data.query) - int(data.valid_queries().sum())
+    if skipped:
+        sentence = (
+            f"query: {skipped:,} of {len(data.query):,} will be skipped, as the gallery shows "
+            "their identity from no other camera"
+        )
+        if skipped < len(data.query):
+            remarks.insert(0, sentence)
+        else:
+            errors.append(f"{sentence}: nothing can be evaluated")
+    return DataReport(data.name, data.layout, rows, errors, remarks)
 
 
 def _wrong_counts(row: ReportRow) -> list[str]:
-    counts = row.found._asdict()
-    split = counts.pop("split")
+    if row.published is None:
+        return []
     return [
-        f"{split}: {count:,} {name}, published are {expected:,}"
-        for name, count in counts.items()
-        if (expected := row.expected(name)) not in (None, count)
+        f"{row.found.split}: {found:,} {name}, published are {expected:,}"
+        for name, expected in row.published._asdict().items()
+        if (found := getattr(row.found, name)) != expected and expected is not None
     ]
 
 
-def _traps(data: ReidData, train: SplitCounts) -> list[str]:
+def _training_traps(data: ReidData, train: SplitCounts) -> list[str]:
     problems = []
-    valid = int(data.valid_queries().sum())
-    if valid < len(data.query):
-        problems.append(
-            f"query: {len(data.query) - valid:,} of {len(data.query):,} will be skipped, as the "
-            "gallery shows their identity from no other camera"
-        )
     if train.identities < BATCH_IDENTITIES:
         problems.append(
             f"train: {train.identities} identities, but a batch of the published recipe takes "

@@ -1,0 +1,106 @@
+"""The curves of one or several runs in one picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PANELS = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "accuracy": "accuracy on the training batches",
+    "mAP": "mAP, query and gallery",
+    "rank1": "rank-1, query and gallery",
+    "images_per_s": "images/s",
+}
+FEATURE = "after_neck"  # whose mAP and rank-1 are shown
+WANTED = "curves are drawn where matplotlib is: pip install 'rga-fast[plots]'"
+
+
+class Curve(NamedTuple):
+    """Points of a curve: epochs done, values; the same length."""
+
+    x: list[float]
+    y: list[float]
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """The curves of a run's `metrics.jsonl`, by the names of `PANELS`: the mean of each epoch's
+    steps, and every evaluation.
+
+    ValueError: a file without steps.
+    """
+    source = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        if "loss" in row:
+            steps.setdefault(row["epoch"], []).append(row)
+    if not steps:
+        raise ValueError(f"{source}: expected rows of steps, got none")
+    curves = {name: Curve([], []) for name in PANELS}
+    for epoch, of_epoch in sorted(steps.items()):
+        for name in ("loss", "lr"):
+            _add(curves[name], epoch, float(np.mean([row[name] for row in of_epoch])))
+        for name in ("accuracy", "images_per_s"):  # the last row is of the whole epoch
+            if name in of_epoch[-1]:
+                _add(curves[name], epoch, of_epoch[-1][name])
+    for row in rows:
+        for name in ("mAP", "rank1"):
+            if FEATURE in row:
+                _add(curves[name], row["epoch"], row[FEATURE][name])
+    return curves
+
+
+def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
+    """Draws loss, learning rate, accuracy, mAP, rank-1 and images/s over the epochs to a PNG file.
+
+    `runs` are folders of runs by the names to show. ImportError says which extra this takes;
+    ValueError and OSError as `read_curves`.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(WANTED) from error
+    curves = {label: read_curves(run) for label, run in runs.items()}
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
+        for label, of_run in curves.items():
+            marker = "o" if len(of_run[name].x) < 30 else None
+            axis.plot(*of_run[name], label=label, marker=marker, markersize=3, linewidth=1.5)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("epoch", fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if name != "loss":
+            most = max((max(c[name].y, default=0.0) for c in curves.values()), default=0.0)
+            axis.set_ylim(0, 1.05 * most or 1)
+    if len(curves) > 1:
+        axes[0, 0].legend()
+    partial = target.with_suffix(".partial")
+    try:
+        figure.savefig(partial, format="png", dpi=80)
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def curves_note(run: Path) -> str:
+    """Draws `curves.png` in a run's folder if that can be done; a line that says so."""
+    target = run / "curves.png"
+    try:
+        draw_curves({run.name: run}, target)
+    except ImportError as error:
+        return str(error)
+    return f"its curves: {target}"
+
+
+def _add(curve: Curve, x: float, y: float) -> None:
+    curve.x.append(x)
+    curve.y.append(y)

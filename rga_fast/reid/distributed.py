@@ -1,0 +1,149 @@
+"""Processes that train one network together: who is who, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rga_fast.reid.console import console
+
+# For a rank that lives but does not answer, longer than rank 0 ranks a large gallery. One that dies
+# is noticed at once, by its closed connections and by torchrun.
+TIMEOUT = timedelta(minutes=10)
+
+T = TypeVar("T")
+
+
+class Ranks(NamedTuple):
+    """This process among `world` of them; alone by default, when nothing is sent anywhere.
+
+    Every rank has to call the same methods in the same order.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one rank that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values`, in place the sum of all ranks' values."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank."""
+        return bool(self.sum(torch.tensor([int(flag)])).item()) if self.world > 1 else flag
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.sum(torch.zeros(1))
+
+    def join(self, values: Tensor) -> Tensor:
+        """(B, ...) of each rank -> (world * B, ...), the same on all of them, differentiable.
+
+        The gradient is right where every rank computes the same loss of the result and the mean of
+        the ranks' gradients is taken, as `DistributedDataParallel` does.
+        """
+        return values if self.world == 1 else _Join.apply(values, self)
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Makes `tensors` those of rank 0."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` returns on rank 0, where alone it is called, told to all."""
+        told: list[Any] = [make() if self.main else None]
+        if self.world > 1:
+            dist.broadcast_object_list(told, device=torch.device("cpu"))
+        return told[0]
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 runs the body before the others do, so that they find what it wrote."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+    def check_same(self, what: str, value: object) -> None:
+        """ValueError unless `value` has the same text on every rank."""
+        own = str(value)
+        main = self.from_main(lambda: own)
+        if self.any(own != main):
+            raise ValueError(
+                f"every rank must have the same {what}; rank {self.rank} has {own}, rank 0 {main}"
+            )
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        every = [torch.empty_like(values) for _ in range(ranks.world)]
+        dist.all_gather(every, values.contiguous())
+        return torch.cat(every)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # All ranks hold this gradient, so their sum needs no communication.
+        own = gradient.chunk(ctx.ranks.world)[ctx.ranks.rank]
+        return own * ctx.ranks.world, None
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """The process group that torchrun set up, for the duration of the body; alone without one.
+
+    Collectives on a CPU run on gloo, those on a GPU on nccl. Ranks other than 0 print nothing.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks()
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    ranks = Ranks(dist.get_rank(), world)
+    quiet, console.quiet = console.quiet, not ranks.main
+    try:
+        yield ranks
+    finally:
+        console.quiet = quiet
+    ranks.wait()
+    dist.destroy_process_group()  # not after an error: that could wait for a rank that is gone
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is a CUDA device, or the CPU where there is none. The ranks of torchrun on one
+    machine get a CUDA device each.
+
+    Raises:
+        ValueError: for a device that torch does not know or cannot reach, and for one by its
+            number when there are several ranks.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    ranked = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and ranked:
+            if device.index is not None:
+                raise ValueError(f"config: several ranks cannot share device {name!r}; use 'cuda'")
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"config: device {name!r} cannot be used: {error}") from error
