@@ -7,6 +7,7 @@ import torch
 from rga_fast import ops
 
 _LIBRARY = ops.define("cpp")
+PASSED_OVER: str | None = None
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 ERROR: ImportError | None = None
@@ -25,6 +26,14 @@ def problem(x: torch.Tensor) -> str | None:
     if x.dtype not in DTYPES:
         return f"it supports {', '.join(str(d)[6:] for d in DTYPES)}, the map is {str(x.dtype)[6:]}"
     return None
+
+
+def available() -> bool:
+    return ERROR is None
+
+
+def import_error() -> ImportError | None:
+    return ERROR
 
 
 def note() -> str:

@@ -1,13 +1,19 @@
 """Which implementation runs, and why."""
 
+from types import ModuleType
 from typing import NamedTuple
 
 from torch import Tensor
 
-from rga_fast import cpp, fused, validation
+from rga_fast import cpp, fused, triton_kernels, validation
 from rga_fast.reference import Branch
 
-IMPLEMENTATIONS = ("reference", "torch", "cpp")
+# The fused implementations, the fastest of a device first.
+FUSED: dict[str, tuple[ModuleType, str]] = {
+    "cpp": (cpp, "fused C++ operators, the fastest on a CPU"),
+    "triton": (triton_kernels, "fused Triton kernels, the fastest on a GPU"),
+}
+IMPLEMENTATIONS = ("reference", "torch", *FUSED)
 ARGUMENTS = ("auto", *IMPLEMENTATIONS)
 
 
@@ -31,7 +37,7 @@ def implementations() -> list[Implementation]:
     return [
         Implementation("reference", True, "the published form, affinity matrix and all"),
         Implementation("torch", True, "reassociated products in plain PyTorch, on every device"),
-        Implementation("cpp", cpp.ERROR is None, cpp.note()),
+        *(Implementation(name, m.available(), m.note()) for name, (m, _) in FUSED.items()),
     ]
 
 
@@ -48,14 +54,25 @@ def choose(impl: str, x: Tensor, branch: Branch | None = None) -> Choice:
     validation.check_choice("rga_fast", "impl", impl, ARGUMENTS)
     if impl in ("reference", "torch"):
         return Choice(impl, "asked for by name")
-    problem = cpp.problem(x)
-    if problem is None and branch is not None:
-        problem = fused.unsupported(branch)
-    if impl == "cpp":
-        if problem is not None:
-            error = NotImplementedError if cpp.ERROR is None else RuntimeError
-            raise error(f"rga_fast: impl='cpp' cannot run here: {problem}") from cpp.ERROR
-        return Choice(impl, "asked for by name")
-    if problem is None:
-        return Choice("cpp", "fused C++ operators, the fastest on a CPU")
-    return Choice("torch", f"plain PyTorch runs on every device; not cpp: {problem}")
+    problems = []
+    for name, (module, reason) in FUSED.items():
+        if impl not in ("auto", name):
+            continue
+        problem = module.problem(x)
+        if problem is None and branch is not None:
+            problem = fused.unsupported(branch)
+        if impl == name:
+            _check_named(name, module, problem)
+            return Choice(impl, "asked for by name")
+        problem = problem or module.PASSED_OVER
+        if problem is None:
+            return Choice(name, reason)
+        problems.append(f"not {name}: {problem}")
+    return Choice("torch", "; ".join(["plain PyTorch runs on every device", *problems]))
+
+
+def _check_named(name: str, module: ModuleType, problem: str | None) -> None:
+    if problem is not None:
+        cause = module.import_error()
+        error = NotImplementedError if cause is None else RuntimeError
+        raise error(f"rga_fast: impl={name!r} cannot run here: {problem}") from cause
