@@ -182,7 +182,8 @@ def usage(kernel: Any, name: str) -> Usage:
     if name.startswith("gfx"):
         code = kernel.asm["amdgcn"]
         registers = int(re.search(r"\.vgpr_count:\s*(\d+)", code)[1])
-        spilled = sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", code)))
+        # Scalar registers may be kept in lanes of vector registers; that is no memory.
+        spilled = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", code)[1])
     else:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             Path(file.name).write_bytes(kernel.asm["cubin"])

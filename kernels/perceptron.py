@@ -243,7 +243,7 @@ LOGIT_BWD = Kernel(
     logit_bwd_kernel,
     {"BLOCK_K": "k", "BLOCK_M": "m", "BLOCK_N": "n", "BLOCK_Q": "q"},
     [
-        {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 64, "num_warps": 4,
+        {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 32, "num_warps": 8,
          "num_stages": 2},
         {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_Q": 32, "num_warps": 8,
          "num_stages": 2},
@@ -253,8 +253,8 @@ HIDDEN_BWD = Kernel(
     hidden_bwd_kernel,
     {"BLOCK_M": "m", "BLOCK_N": "n"},
     [
-        {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
-        {"BLOCK_M": 32, "BLOCK_N": 128, "num_warps": 4, "num_stages": 2},
+        {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
+        {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
     ],
 )
 
