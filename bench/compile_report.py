@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rga_fast import kernels, ops, testing
+from rga_fast import kernels, testing
 from rga_fast.kernels.launch import Config, Kernel
 
 TARGETS = {
@@ -76,15 +76,14 @@ def launches(args: argparse.Namespace) -> list[Launch]:
     found: dict[Any, Launch] = {}
 
     def record(kernel: Kernel, programs: Any, *args: Any, **constants: Any) -> Config:
-        for index, config in enumerate(kernel.fitted_to(args)):
-            named = dict(zip(kernel.function.arg_names, map(_kind, args), strict=False))
+        for index, config in enumerate(kernel.fitted_to(args, constants)):
+            named = dict(zip(kernel.function.arg_names, map(_dtype, args), strict=False))
             named |= constants | {k: v for k, v in config.items() if k in kernel.function.arg_names}
             values = tuple(named[name] for name in kernel.function.arg_names)
             options = config.get("num_warps"), config.get("num_stages")
-            # Sizes are not part of the code beyond what the compiler is told of them.
             pairs = zip(kernel.function.params, values, strict=True)
-            told = [v if p.is_constexpr else _specialised(v) for p, v in pairs]
-            key = (kernel, options, str(told))
+            kinds = [v if p.is_constexpr else _kind(v) for p, v in pairs]  # whatever the sizes
+            key = (kernel, options, str(kinds))
             found.setdefault(key, Launch(kernel, config, index == 0, values))
         return kernel.configs[0]
 
@@ -133,21 +132,19 @@ def _arguments(stage: str, view: str, dtype: str, layout: str) -> Iterator[tuple
     )  # fmt: skip
 
 
-def _kind(value: Any) -> Any:
+def _dtype(value: Any) -> Any:
     if isinstance(value, tuple):
-        return tuple(map(_kind, value))
+        return tuple(map(_dtype, value))
     return value.dtype if isinstance(value, Tensor) else value
 
 
-def _specialised(value: Any) -> Any:
+def _kind(value: Any) -> Any:
     if isinstance(value, tuple):
-        return tuple(map(_specialised, value))
-    if isinstance(value, int) and value > 1:
-        return "divisible" if value % 16 == 0 else "int"
-    return "float" if isinstance(value, float) else value
+        return tuple(map(_kind, value))
+    return value if isinstance(value, torch.dtype) else type(value).__name__
 
 
-# How it is compiled: as Triton's own launch would, pointers and sizes divisible by 16 where they are.
+# How it is compiled: as Triton's own launch would, told of what is divisible by 16.
 
 
 def compiled(launch: Launch, target: GPUTarget) -> Any:
@@ -158,7 +155,9 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
             signature[name], constants[path] = "constexpr", value
         else:
             signature[name] = _described(value, path, constants, attributes)
-    options = {key: launch.config[key] for key in ("num_warps", "num_stages") if key in launch.config}
+    options = {
+        key: launch.config[key] for key in ("num_warps", "num_stages") if key in launch.config
+    }
     source = ASTSource(function, signature, constants, attributes)
     return triton.compile(source, target=target, options=options)
 
@@ -229,10 +228,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--views", type=common.listed(*VIEWS), default=list(VIEWS))
     add("--dtype", type=common.listed(*common.DTYPES), default=["bfloat16"])
     add("--layout", type=common.listed("contiguous", "channels_last"), default=["contiguous"])
+    add("--defaults", action="store_true", help="only the first configuration of each kernel")
     args = parser.parse_args(arguments)
-    found = launches(args)
+    found = [launch for launch in launches(args) if launch.default or not args.defaults]
     wrong = 0
-    print(f"{'target':<8}{'kernel':<20}{'registers':>10}{'shared':>8}{'spills':>7}{'tensor':>7}  as")
+    header = ("target", "kernel", "registers", "shared", "spills", "tensor")
+    print("{:<8}{:<20}{:>10}{:>8}{:>7}{:>7}  as".format(*header))
     for name in args.targets:
         for launch in found:
             needs = usage(compiled(launch, TARGETS[name]), name)
@@ -242,8 +243,8 @@ def main(arguments: list[str] | None = None) -> int:
             remarks = [f"FAILED: {text}" for text in bad]
             if needs.shared > SHARED[name]:
                 remarks.append("left out: too much shared memory")
-            print(f"{name:<8}{launch.name:<20}{needs.registers:>10}{needs.shared:>8}"
-                  f"{needs.spilled:>7}{needs.tensor_cores:>7}  {shape}", *remarks)
+            line = f"{name:<8}{launch.name:<20}{{:>10}}{{:>8}}{{:>7}}{{:>7}}  {shape}"
+            print(line.format(*needs), *remarks)
     print(f"{len(found)} launches, Triton {triton.__version__}, {wrong} failed")
     return 1 if wrong else 0
 

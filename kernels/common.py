@@ -124,19 +124,20 @@ def sum_kernel(
     """(count, width_first + width_second) to two tensors of those widths, in a fixed order."""
     width = width_first + width_second
     column = tl.program_id(0).to(tl.int64) * BLOCK_W + tl.arange(0, BLOCK_W)
-    total = tl.zeros([BLOCK_W], tl.float32)
+    total = tl.zeros([BLOCK_W], parts.dtype.element_ty)
     for start in range(0, count, BLOCK_P):
         part = start + tl.arange(0, BLOCK_P)
         mask = (part < count)[:, None] & (column < width)[None, :]
         at = parts + part.to(tl.int64)[:, None] * width + column[None, :]
         total += tl.sum(tl.load(at, mask, 0.0), 0)
+    total = total.to(tl.float32)
     tl.store(first + column, total, column < width_first)
     inside = (column >= width_first) & (column < width)
     tl.store(second + column - width_first, total, inside)
 
 
 # Few rows in a program, because there are few rows; the parts of many images side by side.
-MERGE = Kernel(merge_kernel, {}, [{"BLOCK_P": 128, "BLOCK_R": 8, "num_warps": 4}])
+MERGE = Kernel(merge_kernel, {}, [{"BLOCK_P": 64, "BLOCK_R": 8, "num_warps": 4}])
 SUM = Kernel(sum_kernel, {}, [{"BLOCK_P": 32, "BLOCK_W": 128, "num_warps": 4}])
 
 

@@ -120,7 +120,9 @@ def attend_kernel(
     a = tl.sigmoid(logit * tl.load(table + rows - 1) + tl.load(table + 2 * rows - 1))
     for start in range(0, d, BLOCK_D):
         feature = start + tl.arange(0, BLOCK_D)
-        store_gated(V + b * stride_b, out + b * stride_b, a, feature, node, stride_d, stride_n, d, n)
+        store_gated(
+            V + b * stride_b, out + b * stride_b, a, feature, node, stride_d, stride_n, d, n
+        )
 
 
 FOLD = Kernel(fold_kernel, {}, [{"BLOCK": 1024, "num_warps": 4}])
@@ -192,7 +194,7 @@ def attention(
 def _folded(
     V: Tensor, weights: list[Tensor], norms: list[Tensor], eps: list[float], count: int
 ) -> tuple[Tensor, Tensor]:
-    """The first `count` weights with their scales, one after the other; scales and shifts of all."""
+    """The first `count` weights with their scales, one after the other; the table of all."""
     rows, widths = [len(w) for w in weights], [w.shape[1] for w in weights]
     folded = V.new_empty(sum(w.numel() for w in weights[:count]))
     table = weights[0].new_empty(2, sum(rows))

@@ -52,11 +52,12 @@ def gate_bwd_kernel(
         at = b * stride_b + feature[:, None] * stride_d + node[None, :] * stride_n
         v = tl.load(V + at, mask, 0.0).to(tl.float32)
         acc += tl.load(dout + at, mask, 0.0).to(tl.float32) * v
-    l = tl.load(logit + b * n + node, node < n, 0.0)
-    a = attention_value(l, norm_l)
-    dy = tl.where(node < n, tl.sum(acc, 0) * a * (1 - a), 0.0)
-    tl.store(dlogit + b * n + node, dy, node < n)
-    xhat = (l - tl.load(norm_l)) * tl.load(norm_l + 1)
+    x = tl.load(logit + b * n + node, node < n, 0.0)
+    a = attention_value(x, norm_l)
+    # float64: the sums shift every gradient before the normalisation, and here they cost little.
+    dy = tl.where(node < n, tl.sum(acc.to(tl.float64), 0) * a * (1 - a), 0.0)
+    tl.store(dlogit + b * n + node, dy.to(tl.float32), node < n)
+    xhat = (x - tl.load(norm_l)) * tl.load(norm_l + 1)
     tl.store(parts + part * 2, tl.sum(dy, 0))
     tl.store(parts + part * 2 + 1, tl.sum(dy * xhat, 0))
 
@@ -84,12 +85,10 @@ def gate_fwd(V: Tensor, logit: Tensor, norm_l: Tensor) -> Tensor:
     return out
 
 
-def gate_bwd(
-    dout: Tensor, V: Tensor, logit: Tensor, norm_l: Tensor
-) -> tuple[Tensor, Tensor]:
+def gate_bwd(dout: Tensor, V: Tensor, logit: Tensor, norm_l: Tensor) -> tuple[Tensor, Tensor]:
     B, d, n = V.shape
     dlogit, sums_l = torch.empty_like(logit), logit.new_empty(2, 1)
-    parts = logit.new_empty(B * cdiv(n, GATE_BWD.smallest("BLOCK_N")), 2)
+    parts = logit.new_empty(B * cdiv(n, GATE_BWD.smallest("BLOCK_N")), 2, dtype=torch.float64)
     config = GATE_BWD(
         lambda g: cdiv(n, g["BLOCK_N"]) * B,
         dout, V, logit, norm_l, dlogit, parts, *V.stride(), d, n,

@@ -11,6 +11,10 @@ from triton import knobs
 
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 OPTIONS = ("num_warps", "num_stages")
+LOW = (torch.bfloat16, torch.float16)
+# Float32 products without TF32 are unrolled, not tensor-core instructions: in larger blocks they
+# spill, and compile for minutes.
+EXACT = 32
 Config = dict[str, int]
 
 
@@ -23,9 +27,7 @@ class Kernel:
     so do PyTorch's deterministic algorithms, because another block adds in another order.
     """
 
-    def __init__(
-        self, function: Any, blocks: Mapping[str, str], configs: Sequence[Config]
-    ) -> None:
+    def __init__(self, function: Any, blocks: Mapping[str, str], configs: Sequence[Config]) -> None:
         self.function = function
         self.configs = list(configs)
         self._divided = {b: function.arg_names.index(size) for b, size in blocks.items()}
@@ -38,7 +40,7 @@ class Kernel:
         def grid(config: Config) -> tuple[int]:
             return (programs(config),)
 
-        configs = self.fitted_to(args)
+        configs = self.fitted_to(args, constants)
         if len(configs) == 1 or _pinned():
             self.function[grid](*args, **constants, **configs[0])
             return configs[0]
@@ -49,11 +51,16 @@ class Kernel:
         tuner[grid](*args, **constants)
         return tuner.best_config.all_kwargs()
 
-    def fitted_to(self, args: Sequence[Any]) -> list[Config]:
-        """The configurations for these arguments, no block larger than what it divides."""
+    def fitted_to(self, args: Sequence[Any], constants: Mapping[str, Any]) -> list[Config]:
+        """The configurations for these arguments, no block larger than what it divides; only the
+        first where products are exact float32."""
         most = {block: power_of_2(args[index]) for block, index in self._divided.items()}
+        candidates = self.configs
+        if constants.get("PRECISION") == "ieee" and not INTERPRETED.value and not _low(args):
+            small = {b: min(v, EXACT) for b, v in candidates[0].items() if b.startswith("BLOCK")}
+            candidates = [{**small, "num_warps": 8, "num_stages": 2}]
         configs: list[Config] = []
-        for config in self.configs:
+        for config in candidates:
             own = {name: min(value, most.get(name, value)) for name, value in config.items()}
             if own not in configs:
                 configs.append(own)
@@ -61,7 +68,11 @@ class Kernel:
 
     def smallest(self, block: str) -> int:
         """Over all configurations: what scratch must be large enough for."""
-        return min(config[block] for config in self.configs)
+        return min(EXACT, *(config[block] for config in self.configs))
+
+
+def _low(args: Sequence[Any]) -> bool:
+    return any(isinstance(a, torch.Tensor) and a.dtype in LOW for a in args)
 
 
 def _tuner(function: Any, key: list[str], configs: Sequence[Config]) -> Any:

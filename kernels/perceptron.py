@@ -25,7 +25,7 @@ from rga_fast.kernels.relate import nodes_of, relations
 @triton.jit
 def through_psi(weight_h, psi, unit, m, k, p):
     """The part of W_1 y that psi has: a float32 tile (unit, node) of one image."""
-    w = tl.load(weight_h + unit * (p + m), (unit < k) & (p > 0), 0.0)
+    w = tl.load(weight_h + unit * (p + m), unit < k * p, 0.0)
     return w[:, None] * psi[None, :]
 
 
@@ -49,7 +49,7 @@ def hidden_fwd_kernel(
     b = (part // tiles_n).to(tl.int64)
     unit = tl.program_id(0) % tiles_k * BLOCK_K + tl.arange(0, BLOCK_K)
     node = part % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    y_psi = tl.load(psi + b * p * n + node, (node < n) & (p > 0), 0.0)
+    y_psi = tl.load(psi + b * p * n + node, node < n * p, 0.0)
     acc = through_psi(weight_h, y_psi, unit, m, k, p)
     for start in range(0, m, BLOCK_M):
         row = start + tl.arange(0, BLOCK_M)
@@ -120,15 +120,16 @@ def logit_bwd_kernel(
     b = part // tiles_n
     unit = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
     node = (part % tiles_n).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
-    y_psi = tl.load(psi + b * p * n + node, (node < n) & (p > 0), 0.0)
+    y_psi = tl.load(psi + b * p * n + node, node < n * p, 0.0)
     acc = through_psi(weight_h, y_psi, unit, m, k, p)
+    stored = tl.where(tile_k == 0, n, 0)  # nodes whose Z this program stores
     for start in range(0, m, BLOCK_M):
         row = start + tl.arange(0, BLOCK_M)
         z = relations(
             PQ + b * m * q, nodes + b * stride_b, norm_e, row, node, stride_d, stride_n, n, m, q,
             rows, NORMALISED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_Q,
         ).to(Z.dtype.element_ty)  # fmt: skip
-        mask = (row < m)[:, None] & (node < n)[None, :] & (tile_k == 0)
+        mask = (row < m)[:, None] & (node < stored)[None, :]
         tl.store(Z + b * m * n + row[:, None] * n + node[None, :], z, mask)
         y = activated(z, norm_z, m, row).to(z.dtype)
         acc = through_relations(weight_h, y, acc, unit, row, m, k, p, PRECISION)
@@ -140,7 +141,7 @@ def logit_bwd_kernel(
     dy_l = tl.load(dlogit + b * n + node, node < n, 0.0)
     dx_l = (dy_l - tl.load(means_l) - xhat_l * tl.load(means_l + 1)) * (rstd * weight)
     dx_l = tl.where(node < n, dx_l, 0.0)
-    tl.store(dl + b * n + node, dx_l, (node < n) & (tile_k == 0))
+    tl.store(dl + b * n + node, dx_l, node < stored)
 
     mean_h, rstd_h, weight_n, bias_h = load_norm(norm_h, k, unit)
     xhat = (acc - mean_h[:, None]) * rstd_h[:, None]
@@ -180,6 +181,8 @@ def hidden_bwd_kernel(
     split = tl.program_id(0) // tiles_m // TILES_K
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     unit = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    units = tl.where(tile_m == 0, k, 0)
+    rows = tl.where(tile_k == 0, m, 0)
     mean_z, rstd_z, scale_z, bias_z = load_norm(norm_z, m, row)
     dweight = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
     dweight_psi = tl.zeros([BLOCK_K], tl.float32)
@@ -191,9 +194,9 @@ def hidden_bwd_kernel(
         node = item % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
         own, dl_b = hidden + b * k * n, dl + b * n
         dh = load_dhidden(own, norm_h, means_h, weight_l, dl_b, unit, node, n, k)
-        mask = (unit < k)[:, None] & (node < n)[None, :] & (tile_m == 0)
+        mask = (unit < units)[:, None] & (node < n)[None, :]
         tl.store(dhidden + b * k * n + unit[:, None] * n + node[None, :], dh, mask)
-        y_psi = tl.load(psi + b * p * n + node, (node < n) & (p > 0), 0.0)
+        y_psi = tl.load(psi + b * p * n + node, node < n * p, 0.0)
         dweight_psi += tl.sum(dh * y_psi[None, :], 1)
 
         mask = (row < m)[:, None] & (node < n)[None, :]
@@ -216,12 +219,12 @@ def hidden_bwd_kernel(
         sum_dy_xhat += tl.sum(dy * xhat, 1)
     to = parts + split.to(tl.int64) * (k * (p + m) + 2 * m)
     at = to + unit * (p + m)
-    tl.store(at, dweight_psi, (unit < k) & (p > 0) & (tile_m == 0))
+    tl.store(at, dweight_psi, unit < units * p)
     mask = (unit < k)[:, None] & (row < m)[None, :]
     tl.store(at[:, None] + p + row[None, :], dweight, mask)
     to += k * (p + m) + row
-    tl.store(to, sum_dy, (row < m) & (tile_k == 0))
-    tl.store(to + m, sum_dy_xhat, (row < m) & (tile_k == 0))
+    tl.store(to, sum_dy, row < rows)
+    tl.store(to + m, sum_dy_xhat, row < rows)
 
 
 # These read Z or the hidden layer once: a wide block of nodes, and m in few steps.
@@ -245,8 +248,8 @@ LOGIT_BWD = Kernel(
     [
         {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 32, "num_warps": 8,
          "num_stages": 2},
-        {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_Q": 32, "num_warps": 8,
-         "num_stages": 2},
+        {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 32, "num_warps": 8,
+         "num_stages": 3},
     ],
 )  # fmt: skip
 HIDDEN_BWD = Kernel(
@@ -254,14 +257,11 @@ HIDDEN_BWD = Kernel(
     {"BLOCK_M": "m", "BLOCK_N": "n"},
     [
         {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
-        {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
     ],
 )
 
 
-def hidden_fwd(
-    psi: Tensor, Z: Tensor, norm_z: Tensor, weight_h: Tensor
-) -> tuple[Tensor, Tensor]:
+def hidden_fwd(psi: Tensor, Z: Tensor, norm_z: Tensor, weight_h: Tensor) -> tuple[Tensor, Tensor]:
     (B, m, n), k, p = Z.shape, len(weight_h), psi.shape[1]
     hidden = psi.new_empty(B, k, n)
     parts = parts_of_stats(Z, HIDDEN_FWD, k)

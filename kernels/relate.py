@@ -63,7 +63,7 @@ def load_weight(
     if HALVES == 2:
         w = tl.load(at + half * n, mask, 0.0)
     else:
-        w = tl.load(at, mask, 0.0) + tl.load(at + n, mask, 0.0)
+        w = tl.load(at, mask, 0.0).to(tl.float32) + tl.load(at + n, mask, 0.0).to(tl.float32)
     return w.to(DTYPE)
 
 

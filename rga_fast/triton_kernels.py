@@ -1,4 +1,4 @@
-"""The operators in Triton (kernels/), for GPUs; on the CPU only under Triton's interpreter."""
+"""The operators in Triton (kernels/), for GPUs; on the CPU only in Triton's interpreter."""
 
 import functools
 import os
@@ -57,14 +57,15 @@ def note() -> str:
         return missing
     import triton
 
-    where = "interpreted on the CPU" if INTERPRETED else "no GPU is visible"
-    return f"Triton {triton.__version__}" + (
-        "" if torch.cuda.is_available() and not INTERPRETED else f", {where}"
-    )
+    release = f"Triton {triton.__version__}"
+    if INTERPRETED:
+        return f"{release}, interpreted on the CPU, for tests"
+    return release if torch.cuda.is_available() else f"{release}, no GPU is visible"
 
 
 def available() -> bool:
-    return import_error() is None and (INTERPRETED or torch.cuda.is_available())
+    """On a GPU: what the interpreter does is not worth timing."""
+    return import_error() is None and torch.cuda.is_available() and not INTERPRETED
 
 
 def _implement(name: str) -> None:

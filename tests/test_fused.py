@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import rga_fast
-from rga_fast import cpp, fused, testing_ops
+from rga_fast import cpp, fused, testing_ops, triton_kernels
 from rga_fast.testing import (
     ABLATIONS,
     ALL_VARIANTS,
@@ -82,13 +82,15 @@ def test_float64_parity(variant, ablation, shape, layout, training):
             assert_close({"out": module(x)}, {"out": expected["out"]}, 1e-10)
 
 
-def draws(variant, ablation, dtype, training, autocast=None, shape=(4, 64, 8, 8)):
-    for seed, layout in enumerate(LAYOUTS + LAYOUTS[:2]):
+def draws(
+    variant, ablation, dtype, training, autocast=None, shape=(4, 64, 8, 8), impl="cpp", count=5
+):
+    for seed, layout in enumerate((LAYOUTS + LAYOUTS[:2])[:count]):
         x, dout = (make_map(shape, dtype=dtype, layout=layout, seed=100 * seed + k) for k in (1, 2))
         module = make_rga(shape[1], shape[2:], variant, ablation, seed=seed, down_ratio=2)
         module = leave_the_kinks(module, x).to(dtype).train(training)
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
-            actual, baseline = run(module, x, dout, "cpp"), run(module, x, dout, "reference")
+            actual, baseline = run(module, x, dout, impl), run(module, x, dout, "reference")
         yield actual, baseline, run(module.double(), x.double(), dout.double(), "reference")
 
 
@@ -274,7 +276,8 @@ def test_choice_says_why():
     assert rga_fast.choose("auto", x).impl == "cpp"
     assert rga_fast.choose("auto", x.to("meta")) == (
         "torch",
-        "plain PyTorch runs on every device; not cpp: it runs on the CPU, the map is on meta",
+        "plain PyTorch runs on every device; not cpp: it runs on the CPU, the map is on meta; "
+        f"not triton: {triton_kernels.problem(x.to('meta'))}",
     )
     with pytest.raises(NotImplementedError, match="it runs on the CPU, the map is on meta"):
         rga_fast.choose("cpp", x.to("meta"))
