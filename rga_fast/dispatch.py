@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rga_fast import cpp, cuda, fused, validation
+from rga_fast import cpp, cuda, fused, triton_kernels, validation
 from rga_fast.reference import Branch
 
 # The fused implementations, the fastest of a device first.
 FUSED: dict[str, tuple[ModuleType, str]] = {
     "cpp": (cpp, "fused C++ operators, the fastest on a CPU"),
-    "cuda": (cuda, "fused CUDA C++ kernels, tried first on a GPU"),
+    "cuda": (cuda, "fused CUDA C++ kernels"),
+    "triton": (triton_kernels, "fused Triton kernels"),
 }
 IMPLEMENTATIONS = ("reference", "torch", *FUSED)
 ARGUMENTS = ("auto", *IMPLEMENTATIONS)

@@ -87,6 +87,11 @@ def define(impl: str) -> torch.library.Library:
     return library
 
 
+def fake(name: str, *args: Any) -> Any:
+    """Empty tensors in the shapes, dtypes and layouts that the operator `name` returns."""
+    return _FAKES[name](*args)
+
+
 def _new(V: Tensor, *shape: int) -> Tensor:
     return V.new_empty(shape, dtype=compute_dtype(V))
 

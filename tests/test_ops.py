@@ -1,14 +1,28 @@
 """The raw operators: against their plain PyTorch oracle, and as torch.library wants them."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 
-from rga_fast import cpp, ops, testing_ops
+from rga_fast import cpp, ops, testing_ops, triton_kernels
 from rga_fast.testing import check_budget
 
 PLAIN = testing_ops.register()  # kept: the operators live as long as it does
-pytestmark = pytest.mark.skipif(cpp.ERROR is not None, reason=f"extension not built: {cpp.ERROR}")
+CPP = pytest.param(
+    "cpp", marks=pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
+)
+TRITON = pytest.param(
+    "triton",
+    marks=pytest.mark.skipif(
+        not triton_kernels.available()
+        and (triton_kernels.import_error() is not None or not triton_kernels.INTERPRETED),
+        reason=triton_kernels.note(),
+    ),
+)
+# The interpreter runs on the CPU, so that these are the very launchers that a GPU gets.
+DEVICES = {"cpp": "cpu", "triton": "cpu" if triton_kernels.INTERPRETED else "cuda"}
 
 # embeddings, relations, appearance
 KINDS = [(2, True, True), (1, True, True), (0, True, True), (2, True, False), (0, False, True)]
@@ -19,7 +33,7 @@ ORDERS = ["by rows", "by columns"]
 class Case:
     """Tensors of a branch in which nothing is trivial, and what each operator takes of them."""
 
-    def __init__(self, kind, size, order="by rows", dtype=torch.float64):
+    def __init__(self, kind, size, order="by rows", dtype=torch.float64, device="cpu", k=3):
         embeddings, relations, appearance = kind
         B, d, n = size
         generator = torch.Generator().manual_seed(0)
@@ -27,7 +41,7 @@ class Case:
 
         def draw(*shape, dtype=compute, low=-1.0):
             values = torch.rand(shape, generator=generator, dtype=torch.float64)
-            return (low + (1 - low) * values).to(dtype)
+            return (low + (1 - low) * values).to(device, dtype)
 
         def norm(rows):
             return torch.stack([draw(rows), draw(rows, low=0.5), draw(rows), draw(rows)])
@@ -37,7 +51,7 @@ class Case:
                 return draw(B, d, n, dtype=dtype)
             return draw(B, n, d, dtype=dtype).transpose(1, 2)
 
-        c, m, k, p = max(1, d // 4), max(1, n // 4) * relations, 3, int(appearance)
+        c, m, p = max(1, d // 4), max(1, n // 4) * relations, int(appearance)
         r, q = (embeddings + p) * c, embeddings * c or d
         two = (embeddings, c * p)
         V, dout = nodes(), nodes()
@@ -78,9 +92,19 @@ class Case:
         values = [a if isinstance(a, list) else [a] for a in self.arguments[name]]
         return [t for value in values for t in value if isinstance(t, Tensor)]
 
+    def double(self, name: str) -> "Case":
+        """The arguments of an operator in float64."""
+        exact = copy.copy(self)
+        exact.arguments = {name: torch.utils._pytree.tree_map(_double, self.arguments[name])}
+        return exact
+
     def call(self, impl: str, name: str) -> tuple[Tensor, ...]:
         result = getattr(getattr(torch.ops, ops.namespace(impl)), name)(*self.arguments[name])
         return result if isinstance(result, tuple) else (result,)
+
+
+def _double(value):
+    return value.double() if isinstance(value, Tensor) else value
 
 
 @pytest.fixture
@@ -91,6 +115,38 @@ def _poisoned():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("impl", [TRITON])
+@pytest.mark.usefixtures("_poisoned")
+def test_float32_stays_in_the_budget(impl, name, order, kind):
+    sizes = SIZES if kind == KINDS[0] else SIZES[:-1]  # the interpreter is slow
+    for size in sizes:
+        case = Case(kind, size, order, torch.float32, DEVICES[impl])
+        before = [tensor.clone() for tensor in case.tensors(name)]
+        baseline, oracle = case.call("plain", name), case.double(name).call("plain", name)
+        for actual, *values in zip(case.call(impl, name), baseline, oracle, strict=True):
+            assert actual.stride() == values[0].stride() or not actual.numel()
+            if actual.numel():
+                check_budget(actual, *values, f"{name} {size}")
+        for tensor, copied in zip(case.tensors(name), before, strict=True):
+            assert torch.equal(tensor, copied), "an argument was written to"
+
+
+@pytest.mark.parametrize("name", [n for n in ops.SCHEMAS if "embed" not in n])
+@pytest.mark.parametrize("impl", [TRITON])
+@pytest.mark.usefixtures("_poisoned")
+def test_many_hidden_units(impl, name):
+    """More than 64 units in the hidden layer are several tiles of it."""
+    case = Case(KINDS[0], (2, 9, 20), "by rows", torch.float32, DEVICES[impl], k=75)
+    baseline, oracle = case.call("plain", name), case.double(name).call("plain", name)
+    for actual, *values in zip(case.call(impl, name), baseline, oracle, strict=True):
+        if actual.numel():
+            check_budget(actual, *values, name)
+
+
+@pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
 @pytest.mark.parametrize("name", ops.SCHEMAS)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -106,16 +162,17 @@ def check_against_oracle(impl, name, order, kind):
         expected = case.call("plain", name)
         for actual, value in zip(case.call(impl, name), expected, strict=True):
             torch.testing.assert_close(actual, value, rtol=1e-10, atol=1e-10)
-        for tensor, copy in zip(case.tensors(name), before, strict=True):
-            assert torch.equal(tensor, copy), "an argument was written to"
+        for tensor, copied in zip(case.tensors(name), before, strict=True):
+            assert torch.equal(tensor, copied), "an argument was written to"
 
 
 @pytest.mark.parametrize("name", ops.SCHEMAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_other_dtypes(name, dtype):
+@pytest.mark.parametrize("impl", [CPP, TRITON])
+def test_other_dtypes(impl, name, dtype):
     """The plain operators round where these do, so few roundings lie between the two."""
-    case = Case(KINDS[0], (3, 16, 12), dtype=dtype)
-    for actual, expected in zip(case.call("cpp", name), case.call("plain", name), strict=True):
+    case = Case(KINDS[0], (3, 16, 12), dtype=dtype, device=DEVICES[impl])
+    for actual, expected in zip(case.call(impl, name), case.call("plain", name), strict=True):
         assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
         if expected.numel() == 0:
             continue
@@ -123,6 +180,7 @@ def test_other_dtypes(name, dtype):
         assert error <= 16 * torch.finfo(dtype).eps * expected.double().abs().max()
 
 
+@pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", ops.SCHEMAS)
 def test_any_number_of_threads(name, threads):
@@ -138,22 +196,26 @@ def test_any_number_of_threads(name, threads):
 
 @pytest.mark.parametrize("name", ops.SCHEMAS)
 @pytest.mark.parametrize("order", ORDERS)
-def test_opcheck(name, order):
-    operator = getattr(getattr(torch.ops, ops.namespace("cpp")), name).default
-    for kind in (KINDS[0], KINDS[2], KINDS[4]):
-        torch.library.opcheck(operator, Case(kind, (3, 16, 12), order).arguments[name])
+@pytest.mark.parametrize("impl", [CPP, TRITON])
+def test_opcheck(impl, name, order):
+    operator = getattr(getattr(torch.ops, ops.namespace(impl)), name).default
+    for kind in (KINDS[0], KINDS[2], KINDS[4]) if impl == "cpp" else KINDS[:1]:
+        case = Case(kind, (3, 16, 12), order, torch.float32, DEVICES[impl])
+        torch.library.opcheck(operator, case.arguments[name])
 
 
 @pytest.mark.parametrize("name", ops.SCHEMAS)
-def test_empty_batch(name):
+@pytest.mark.parametrize("impl", [CPP, TRITON])
+def test_empty_batch(impl, name):
     for kind in KINDS:
-        case = Case(kind, (0, 8, 6))
-        for actual, expected in zip(case.call("cpp", name), case.call("plain", name), strict=True):
+        case = Case(kind, (0, 8, 6), dtype=torch.float32, device=DEVICES[impl])
+        for actual, expected in zip(case.call(impl, name), case.call("plain", name), strict=True):
             assert actual.shape == expected.shape
             if name.endswith("_bwd"):
                 assert not actual.any()
 
 
+@pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
 @pytest.mark.parametrize("name", ops.SCHEMAS)
 def test_products_of_the_dispatcher(name):
     """Where torch exports no library function the dispatcher multiplies."""
@@ -168,9 +230,17 @@ def test_products_of_the_dispatcher(name):
         extension.use_gemm_library(True)
 
 
-def test_wrong_arguments_raise_with_words():
+@pytest.mark.parametrize("impl", [CPP, TRITON])
+def test_wrong_arguments_raise_with_words(impl):
+    torch.set_default_device(DEVICES[impl])
+    try:
+        _wrong_arguments(getattr(torch.ops, ops.namespace(impl)).embed_fwd)
+    finally:
+        torch.set_default_device("cpu")
+
+
+def _wrong_arguments(embed):
     V, weight = torch.rand(2, 6, 5), torch.rand(3, 6)
-    embed = torch.ops.rga_fast_cpp.embed_fwd
     with pytest.raises(RuntimeError, match=r"weight_e must be \(3, 6\), got \(3, 4\)"):
         embed(V, weight[:, :4])
     with pytest.raises(RuntimeError, match="weight_e has the wrong dtype"):
@@ -181,15 +251,13 @@ def test_wrong_arguments_raise_with_words():
         embed(torch.rand(2, 6, 10)[:, :, ::2], weight)
 
 
-def test_variance_survives_a_huge_mean():
+@pytest.mark.parametrize("impl", [CPP, TRITON])
+def test_variance_survives_a_huge_mean(impl):
     """Statistics are centred: a mean of 1e4 does not eat a deviation of 1."""
-    V = torch.randn(4, 6, 500) + 1e4
+    V, one = (torch.randn(4, 6, 500) + 1e4).to(DEVICES[impl]), torch.eye(6, device=DEVICES[impl])
+    plain, fused = (getattr(torch.ops, ops.namespace(name)).embed_fwd for name in ("plain", impl))
     oracle, baseline, actual = (
-        embed(V.to(dtype), torch.eye(6, dtype=dtype))[1][1]
-        for embed, dtype in [
-            (torch.ops.rga_fast_plain.embed_fwd, torch.float64),
-            (torch.ops.rga_fast_plain.embed_fwd, torch.float32),
-            (torch.ops.rga_fast_cpp.embed_fwd, torch.float32),
-        ]
+        embed(V.to(dtype), one.to(dtype))[1][1]
+        for embed, dtype in [(plain, torch.float64), (plain, torch.float32), (fused, torch.float32)]
     )
     check_budget(actual, baseline, oracle, "variance")

@@ -1,0 +1,253 @@
+"""Compiles every Triton kernel ahead of time, for GPUs that need not be here.
+
+    python bench/compile_report.py                                 # all targets and stages
+    python bench/compile_report.py --targets sm_90 --stages 1      # a part of them
+
+Prints registers, shared memory, spilled bytes and tensor-core instructions of every configuration
+at the shapes of ResNet-50; the status is 1 if a kernel spills or a product misses the tensor cores.
+"""
+
+import argparse
+import functools
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import common
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rga_fast import kernels, testing
+from rga_fast.kernels.launch import Config, Kernel
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+TENSOR_CORES = {"sm_80": r"\bHMMA\b", "sm_90": r"\b[HQ]GMMA\b|\bHMMA\b", "gfx942": r"\bv_mfma_"}
+# Shared memory a block may have. Triton leaves out a configuration that needs more.
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
+VIEWS = ("spatial", "channel")
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
+
+
+class Launch(NamedTuple):
+    """A kernel as a launcher would launch it."""
+
+    kernel: Kernel
+    config: Config
+    default: bool  # the first configuration, which is pinned where nothing may be tuned
+    values: tuple[Any, ...]  # of all parameters in order; of tensors, their dtypes
+
+    @property
+    def name(self) -> str:
+        return self.kernel.function.__name__.removesuffix("_kernel")
+
+
+class Usage(NamedTuple):
+    """What the compiled kernel needs, and how many of its instructions use tensor cores."""
+
+    registers: int
+    shared: int
+    spilled: int
+    tensor_cores: int
+
+
+# What is launched.
+
+
+def launches(args: argparse.Namespace) -> list[Launch]:
+    """The distinct launches of all operators for both branches at the given stages."""
+    found: dict[Any, Launch] = {}
+
+    def record(kernel: Kernel, programs: Any, *args: Any, **constants: Any) -> Config:
+        for index, config in enumerate(kernel.fitted_to(args, constants)):
+            named = dict(zip(kernel.function.arg_names, map(_dtype, args), strict=False))
+            named |= constants | {k: v for k, v in config.items() if k in kernel.function.arg_names}
+            values = tuple(named[name] for name in kernel.function.arg_names)
+            options = config.get("num_warps"), config.get("num_stages")
+            pairs = zip(kernel.function.params, values, strict=True)
+            kinds = [v if p.is_constexpr else _kind(v) for p, v in pairs]  # whatever the sizes
+            key = (kernel, options, str(kinds))
+            found.setdefault(key, Launch(kernel, config, index == 0, values))
+        return kernel.configs[0]
+
+    with mock.patch.object(Kernel, "__call__", record):
+        for kind in itertools.product(args.stages, args.views, args.dtype, args.layout):
+            for name, arguments in _arguments(*kind):
+                kernels.LAUNCHERS[name](*arguments)
+    return list(found.values())
+
+
+def _arguments(stage: str, view: str, dtype: str, layout: str) -> Iterator[tuple[str, tuple]]:
+    """Of every operator, on the meta device: nothing is computed."""
+    C, H, W = testing.STAGES[int(stage)]
+    d, n = (C, H * W) if view == "spatial" else (H * W, C)
+    by_rows = (view == "spatial") == (layout == "contiguous")
+    meta = functools.partial(torch.empty, device="meta")
+    B, c, m = 64, max(1, d // 8), max(1, n // 8)
+    k, low = max(1, (1 + m) // 8), common.DTYPES[dtype]
+    V = meta(B, d, n, dtype=low) if by_rows else meta(B, n, d, dtype=low).transpose(1, 2)
+    E, Z, PQ = meta(B, 3 * c, n, dtype=low), meta(B, m, n, dtype=low), meta(B, m, 2 * c)
+    shapes = [(c, d)] * 3 + [(m, 2 * n), (k, 1 + m), (1, k)]
+    weight_e, weight_z, weight_h, weight_l = (meta(3 * c, d), *(meta(*s) for s in shapes[3:]))
+    norms = [meta(4, rows) for rows in (3 * c, m, k, 1)]
+    norm_e, norm_z, norm_h, norm_l = norms
+    means_e, means_z, means_h, means_l = (norm[:2] for norm in norms)
+    psi, hidden, logit, kind = meta(B, 1, n), meta(B, k, n), meta(B, n), (2, c)
+    tables = [meta(rows) for rows, _ in shapes for _ in range(4)]
+    weights = [meta(*shape) for shape in shapes]
+    yield "attention", (V, weights, tables, [1e-5] * len(shapes), 2, True, True)
+    yield "embed_fwd", (V, weight_e)
+    yield "relate_fwd", (V, E, norm_e, weight_z, *kind)
+    yield "hidden_fwd", (psi, Z, norm_z, weight_h)
+    yield "logit_fwd", (hidden, norm_h, weight_l)
+    yield "gate_fwd", (V, logit, norm_l)
+    yield "gate_bwd", (V, V, logit, norm_l)
+    yield "logit_bwd", (
+        V, E, norm_e, PQ, psi, norm_z, weight_h, norm_h, weight_l, logit, norm_l, logit, means_l,
+        *kind,
+    )  # fmt: skip
+    yield "hidden_bwd", (psi, Z, norm_z, weight_h, hidden, norm_h, means_h, weight_l, logit)
+    yield "relate_bwd", (
+        V, E, norm_e, weight_z, PQ, Z, norm_z, means_z, weight_h, hidden, *kind,
+    )  # fmt: skip
+    yield "embed_bwd", (
+        V, V, logit, norm_l, E, norm_e, means_e, weight_e, E, meta(B, 0, n, dtype=low), True, True,
+    )  # fmt: skip
+
+
+def _dtype(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_dtype, value))
+    return value.dtype if isinstance(value, Tensor) else value
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_kind, value))
+    return value if isinstance(value, torch.dtype) else type(value).__name__
+
+
+# How it is compiled: as Triton's own launch would, told of what is divisible by 16.
+
+
+def compiled(launch: Launch, target: GPUTarget) -> Any:
+    function, signature, constants, attributes = launch.kernel.function, {}, {}, {}
+    for index, (name, value) in enumerate(zip(function.arg_names, launch.values, strict=True)):
+        path = (index,)
+        if function.params[index].is_constexpr:
+            signature[name], constants[path] = "constexpr", value
+        else:
+            signature[name] = _described(value, path, constants, attributes)
+    options = {
+        key: launch.config[key] for key in ("num_warps", "num_stages") if key in launch.config
+    }
+    source = ASTSource(function, signature, constants, attributes)
+    return triton.compile(source, target=target, options=options)
+
+
+def _described(value: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
+    if isinstance(value, tuple):
+        parts = enumerate(value)
+        return tuple(_described(v, (*path, i), constants, attributes) for i, v in parts)
+    if isinstance(value, int) and value == 1:
+        constants[path] = 1
+        return "constexpr"
+    if not isinstance(value, float) and (not isinstance(value, int) or value % 16 == 0):
+        attributes[path] = [["tt.divisibility", 16]]
+    if isinstance(value, torch.dtype):
+        return f"*{TYPES[value]}"
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def usage(kernel: Any, name: str) -> Usage:
+    shared = kernel.metadata.shared
+    if name.startswith("gfx"):
+        code = kernel.asm["amdgcn"]
+        registers = int(re.search(r"\.vgpr_count:\s*(\d+)", code)[1])
+        # Scalar registers may be kept in lanes of vector registers; that is no memory.
+        spilled = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", code)[1])
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            Path(file.name).write_bytes(kernel.asm["cubin"])
+            text = _disassembled("-res-usage", file.name)
+            code = _disassembled("-sass", file.name)
+        registers = int(re.search(r"REG:(\d+)", text)[1])
+        spilled = int(re.search(r"LOCAL:(\d+)", text)[1])
+        spilled += int(re.search(r"STACK:(\d+)", text)[1])
+    return Usage(registers, shared, spilled, len(re.findall(TENSOR_CORES[name], code)))
+
+
+def _disassembled(option: str, path: str) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout
+
+
+def has_products(launch: Launch) -> bool:
+    return "PRECISION" in launch.kernel.function.arg_names
+
+
+def failures(launch: Launch, found: Usage, target: str) -> list[str]:
+    wrong = []
+    if found.spilled:
+        wrong.append(f"spills {found.spilled}")
+    if found.shared > SHARED[target] and launch.default:
+        wrong.append(f"the default needs more shared memory than the {SHARED[target]} there are")
+    low = {torch.bfloat16, torch.float16} & set(launch.values[:2])
+    if low and has_products(launch) and not found.tensor_cores:
+        wrong.append("its products use no tensor cores")
+    return wrong
+
+
+def main(arguments: list[str] | None = None) -> int:
+    description, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--targets", type=common.listed(*TARGETS), default=list(TARGETS))
+    add("--stages", type=common.listed(*map(str, testing.STAGES)), default=["1", "2", "3", "4"])
+    add("--views", type=common.listed(*VIEWS), default=list(VIEWS))
+    add("--dtype", type=common.listed(*common.DTYPES), default=["bfloat16"])
+    add("--layout", type=common.listed("contiguous", "channels_last"), default=["contiguous"])
+    add("--defaults", action="store_true", help="only the first configuration of each kernel")
+    args = parser.parse_args(arguments)
+    found = [launch for launch in launches(args) if launch.default or not args.defaults]
+    wrong = 0
+    header = ("target", "kernel", "registers", "shared", "spills", "tensor")
+    print("{:<8}{:<20}{:>10}{:>8}{:>7}{:>7}  as".format(*header))
+    for name in args.targets:
+        for launch in found:
+            needs = usage(compiled(launch, TARGETS[name]), name)
+            bad = failures(launch, needs, name)
+            wrong += bool(bad)
+            shape = " ".join(f"{key} {value}" for key, value in launch.config.items())
+            remarks = [f"FAILED: {text}" for text in bad]
+            if needs.shared > SHARED[name]:
+                remarks.append("left out: too much shared memory")
+            line = f"{name:<8}{launch.name:<20}{{:>10}}{{:>8}}{{:>7}}{{:>7}}  {shape}"
+            print(line.format(*needs), *remarks)
+    print(f"{len(found)} launches, Triton {triton.__version__}, {wrong} failed")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

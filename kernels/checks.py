@@ -1,0 +1,94 @@
+"""What keeps the kernels inside the memory of their arguments; the public functions check more."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Sides of every tensor, by its name in rga_fast/ops.py; a letter is bound where it is seen first.
+SIDES = {
+    "V": ("B", "d", "n"),
+    "dout": ("B", "d", "n"),
+    "E": ("B", "r", "n"),
+    "dE": ("B", "r", "n"),
+    "Z": ("B", "m", "n"),
+    "PQ": ("B", "m", "q"),
+    "psi": ("B", "p", "n"),
+    **dict.fromkeys(("hidden", "dhidden"), ("B", "k", "n")),
+    **dict.fromkeys(("logit", "dlogit", "dl"), ("B", "n")),
+    "dnodes": ("B", "x", "n"),
+    "weight_e": ("r", "d"),
+    "weight_z": ("m", "2n"),
+    "weight_h": ("k", "p+m"),
+    "weight_l": ("1", "k"),
+    **{f"norm_{cut}": ("4", rows) for cut, rows in zip("ezhl", "rmk1", strict=True)},
+    **{f"means_{cut}": ("2", rows) for cut, rows in zip("ezhl", "rmk1", strict=True)},
+}
+OF_THE_MAP = {"V", "dout", "E", "dE", "Z", "dnodes"}  # the others are float32
+
+
+def check(name: str, arguments: dict[str, Any]) -> None:
+    """Raises a RuntimeError that says what was expected and what came."""
+    layers = arguments.keys() & {"weights", "norms"}
+    tensors = list(_layers(name, arguments) if layers else _named(arguments))
+    first = tensors[0][1]
+    for label, tensor, shape, dtype in tensors:
+        if tuple(tensor.shape) != shape:
+            _refuse(name, f"{label} must be {shape}, got {tuple(tensor.shape)}")
+        if tensor.dtype != dtype:
+            _refuse(name, f"{label} has the wrong dtype: it must be {dtype}, got {tensor.dtype}")
+        if tensor.device != first.device:
+            _refuse(name, f"{label} is on {tensor.device}, the first argument on {first.device}")
+        if label in ("V", "dout"):
+            _check_nodes(name, label, tensor, arguments.get("V", tensor))
+        elif not tensor.is_contiguous():
+            _refuse(name, f"{label} must be contiguous")
+
+
+def _named(arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor, tuple, torch.dtype]]:
+    sides = {"1": 1, "2": 2, "4": 4}
+    if "psi_rows" in arguments:
+        sides["p"] = 1 if arguments["psi_rows"] else 0
+        V, E = arguments["V"], arguments["E"]
+        sides["q"] = E.shape[1] - arguments["psi_rows"] if arguments["embeddings"] else V.shape[1]
+    low = next((arguments[x].dtype for x in ("V", "Z") if x in arguments), torch.float32)
+    for label, tensor in arguments.items():
+        if isinstance(tensor, Tensor):
+            for index, side in enumerate(SIDES[label][: tensor.dim()]):
+                if side.isalpha():
+                    sides.setdefault(side, tensor.shape[index])
+            sides["2n"], sides["p+m"] = 2 * sides.get("n", 0), sides.get("p", 0) + sides.get("m", 0)
+            shape = tuple(sides[side] for side in SIDES[label])
+            yield label, tensor, shape, low if label in OF_THE_MAP else torch.float32
+
+
+def _layers(
+    name: str, arguments: dict[str, Any]
+) -> Iterator[tuple[str, Tensor, tuple, torch.dtype]]:
+    """The arguments of `attention`."""
+    V, weights, norms, eps, embeddings, relations, appearance = arguments.values()
+    count = embeddings + relations + appearance + 2
+    if (len(weights), len(norms), len(eps)) != (count, 4 * count, count):
+        got = f"{len(weights)} weights, {len(norms)} of their normalisations and {len(eps)} eps"
+        _refuse(name, f"{count} layers must have 4 tensors of normalisation each, got {got}")
+    d, n = V.shape[1:]
+    m = len(weights[-3]) if relations else 0
+    widths = [d] * (embeddings + appearance) + [2 * n] * relations
+    yield "V", V, tuple(V.shape), V.dtype
+    for i, width in enumerate([*widths, appearance + m, len(weights[-2])]):
+        rows = 1 if i == count - 1 else len(weights[0 if i < embeddings else i])
+        yield f"weights[{i}]", weights[i], (rows, width), torch.float32
+        for j in range(4 * i, 4 * i + 4):
+            yield f"norms[{j}]", norms[j], (rows,), torch.float32
+
+
+def _check_nodes(name: str, label: str, x: Tensor, V: Tensor) -> None:
+    if not (x.is_contiguous() or x.transpose(1, 2).is_contiguous()):
+        _refuse(name, f"{label} must be dense, by rows or by columns, got strides {x.stride()}")
+    if x.is_contiguous() != V.is_contiguous():
+        _refuse(name, f"{label} must have the strides of V, {V.stride()}, got {x.stride()}")
+
+
+def _refuse(name: str, text: str) -> None:
+    raise RuntimeError(f"rga_fast_triton::{name}: {text}")

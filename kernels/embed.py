@@ -1,0 +1,187 @@
+"""E = [W_theta; W_phi; W_psi] V with its statistics, and the gradients of V and the weights."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rga_fast.kernels.common import (
+    attention_value,
+    cdiv,
+    load_norm,
+    lowered,
+    merged,
+    multiply,
+    parts_of_stats,
+    splits,
+    store_stats,
+    summed,
+    through_norm,
+)
+from rga_fast.kernels.launch import Kernel, precision
+
+
+@triton.jit
+def embed_fwd_kernel(
+    V, weight_e, E, parts, stride_b, stride_d, stride_n, d, n, r, PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A program: (row tile, node tile, image)."""
+    tiles_r = tl.cdiv(r, BLOCK_R)
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    part = tl.program_id(0) // tiles_r  # row tiles in sequence: they share the nodes
+    b = (part // tiles_n).to(tl.int64)
+    row = tl.program_id(0) % tiles_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    node = part % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+    for start in range(0, d, BLOCK_D):
+        feature = start + tl.arange(0, BLOCK_D)
+        mask_w = (row < r)[:, None] & (feature < d)[None, :]
+        w = tl.load(weight_e + row[:, None] * d + feature[None, :], mask_w, 0.0)
+        mask_v = (feature < d)[:, None] & (node < n)[None, :]
+        at = V + b * stride_b + feature[:, None] * stride_d + node[None, :] * stride_n
+        v = tl.load(at, mask_v, 0.0)
+        acc = multiply(w.to(v.dtype), v, acc, PRECISION)
+    to = E + b * r * n + row[:, None] * n + node[None, :]
+    tl.store(to, acc.to(E.dtype.element_ty), (row < r)[:, None] & (node < n)[None, :])
+    count = tl.minimum(n - part % tiles_n * BLOCK_N, BLOCK_N)
+    store_stats(parts, part.to(tl.int64), acc, row, r, node < n, count)
+
+
+@triton.jit
+def load_dE(dE, E, norm_e, means_e, row, node, n, r):
+    """A tile of the gradient of E before its normalisation."""
+    mask = (row < r)[:, None] & (node < n)[None, :]
+    at = row[:, None] * n + node[None, :]
+    mean, rstd, weight, _ = load_norm(norm_e, r, row)
+    dy = tl.load(dE + at, mask, 0.0)
+    xhat = (tl.load(E + at, mask, 0.0).to(tl.float32) - mean[:, None]) * rstd[:, None]
+    dx = through_norm(dy.to(tl.float32), xhat, rstd, weight, means_e, r, row)
+    return dx.to(dy.dtype)
+
+
+@triton.jit
+def embed_bwd_nodes_kernel(
+    dout, logit, norm_l, E, norm_e, means_e, weight_e, dE, dnodes, dV,
+    stride_b, stride_d, stride_n, d, n, r, HAS_DNODES: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """dV = W_e^T dE + dout a. A program: (feature tile, node tile, image)."""
+    tiles_d = tl.cdiv(d, BLOCK_D)
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    rest = tl.program_id(0) // tiles_d
+    b = (rest // tiles_n).to(tl.int64)
+    feature = tl.program_id(0) % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    node = rest % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
+    for start in range(0, r, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)
+        dx = load_dE(dE + b * r * n, E + b * r * n, norm_e, means_e, row, node, n, r)
+        mask_w = (feature < d)[:, None] & (row < r)[None, :]
+        w = tl.load(weight_e + row[None, :] * d + feature[:, None], mask_w, 0.0)
+        acc = multiply(w.to(dx.dtype), dx, acc, PRECISION)
+    mask = (feature < d)[:, None] & (node < n)[None, :]
+    if HAS_DNODES:
+        at = dnodes + b * d * n + feature[:, None] * n + node[None, :]
+        acc += tl.load(at, mask, 0.0).to(tl.float32)
+    a = attention_value(tl.load(logit + b * n + node, node < n, 0.0), norm_l)
+    at = b * stride_b + feature[:, None] * stride_d + node[None, :] * stride_n
+    acc += tl.load(dout + at, mask, 0.0).to(tl.float32) * a[None, :]
+    tl.store(dV + at, acc.to(dV.dtype.element_ty), mask)
+
+
+@triton.jit
+def embed_bwd_weight_kernel(
+    V, E, norm_e, means_e, dE, parts, stride_b, stride_d, stride_n, B, d, n, r, splits,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dW_e = sum_b dE V^T. A program: (row tile, feature tile, share of all node tiles)."""
+    tiles_r = tl.cdiv(r, BLOCK_R)
+    tiles_d = tl.cdiv(d, BLOCK_D)
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    rest = tl.program_id(0) // tiles_r
+    split = rest // tiles_d
+    row = tl.program_id(0) % tiles_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    feature = rest % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    share = tl.cdiv(B * tiles_n, splits)
+    for item in range(split * share, tl.minimum((split + 1) * share, B * tiles_n)):
+        b = (item // tiles_n).to(tl.int64)
+        node = item % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        dx = load_dE(dE + b * r * n, E + b * r * n, norm_e, means_e, row, node, n, r)
+        mask = (node < n)[:, None] & (feature < d)[None, :]  # zeros beyond the nodes, unlike dx
+        at = V + b * stride_b + feature[None, :] * stride_d + node[:, None] * stride_n
+        acc = multiply(dx, tl.load(at, mask, 0.0), acc, PRECISION)
+    to = parts + split.to(tl.int64) * r * d + row[:, None] * d + feature[None, :]
+    tl.store(to, acc, (row < r)[:, None] & (feature < d)[None, :])
+
+
+# A wide tile for the tensor cores; a smaller one where there are few images or rows.
+EMBED_FWD = Kernel(
+    embed_fwd_kernel,
+    {"BLOCK_R": "r", "BLOCK_N": "n", "BLOCK_D": "d"},
+    [
+        {"BLOCK_R": 64, "BLOCK_N": 128, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3},
+        {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3},
+    ],
+)
+# The normalisation on load needs registers: shallower steps than in the forward pass.
+EMBED_BWD_NODES = Kernel(
+    embed_bwd_nodes_kernel,
+    {"BLOCK_D": "d", "BLOCK_N": "n", "BLOCK_R": "r"},
+    [
+        {"BLOCK_D": 64, "BLOCK_N": 128, "BLOCK_R": 32, "num_warps": 4, "num_stages": 3},
+        {"BLOCK_D": 128, "BLOCK_N": 128, "BLOCK_R": 32, "num_warps": 8, "num_stages": 3},
+    ],
+)
+EMBED_BWD_WEIGHT = Kernel(
+    embed_bwd_weight_kernel,
+    {"BLOCK_R": "r", "BLOCK_D": "d", "BLOCK_N": "n"},
+    [
+        {"BLOCK_R": 64, "BLOCK_D": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
+        {"BLOCK_R": 64, "BLOCK_D": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3},
+    ],
+)
+
+
+def embed_fwd(V: Tensor, weight_e: Tensor) -> tuple[Tensor, Tensor]:
+    (B, d, n), r = V.shape, len(weight_e)
+    E = V.new_empty(B, r, n)
+    parts = parts_of_stats(V, EMBED_FWD, r)
+    if r == 0:
+        return E, parts.new_empty(2, 0, dtype=weight_e.dtype)
+    config = EMBED_FWD(
+        lambda c: cdiv(r, c["BLOCK_R"]) * cdiv(n, c["BLOCK_N"]) * B,
+        V, lowered(weight_e, V), E, parts, *V.stride(), d, n, r, PRECISION=precision(V),
+    )  # fmt: skip
+    return E, merged(parts, V, config["BLOCK_N"])
+
+
+def embed_bwd(
+    dout: Tensor, V: Tensor, logit: Tensor, norm_l: Tensor, E: Tensor, norm_e: Tensor,
+    means_e: Tensor, weight_e: Tensor, dE: Tensor, dnodes: Tensor, need_dV: bool,
+    need_dweight: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    (B, d, n), r = V.shape, len(weight_e)
+    dV, dweight = V.new_empty(B, 0, n), weight_e.new_empty(0, d)
+    if need_dV:
+        dV = torch.empty_like(V)
+        EMBED_BWD_NODES(
+            lambda c: cdiv(d, c["BLOCK_D"]) * cdiv(n, c["BLOCK_N"]) * B,
+            dout, logit, norm_l, E, norm_e, means_e, lowered(weight_e, V), dE, dnodes, dV,
+            *V.stride(), d, n, r, HAS_DNODES=dnodes.shape[1] > 0, PRECISION=precision(V),
+        )  # fmt: skip
+    if need_dweight:
+        dweight = torch.empty_like(weight_e)
+        shares = splits(B * cdiv(n, 64), cdiv(r, 64) * cdiv(d, 64)) if r else 0
+        parts = dweight if shares == 1 else weight_e.new_empty(shares, r, d)
+        if r:
+            EMBED_BWD_WEIGHT(
+                lambda c: cdiv(r, c["BLOCK_R"]) * cdiv(d, c["BLOCK_D"]) * shares,
+                V, E, norm_e, means_e, dE, parts, *V.stride(), B, d, n, r, shares,
+                PRECISION=precision(V),
+            )  # fmt: skip
+        if shares > 1:
+            summed(parts, shares, dweight)
+    return dV, dweight

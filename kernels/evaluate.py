@@ -1,0 +1,205 @@
+"""A branch in evaluation, four launches: the running statistics are constants of the layers."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rga_fast.kernels.common import cdiv, multiply, relu
+from rga_fast.kernels.gate import store_gated
+from rga_fast.kernels.launch import Kernel, power_of_2, precision
+from rga_fast.kernels.perceptron import through_psi, through_relations
+from rga_fast.kernels.relate import Nodes, columns, relations
+
+
+@triton.jit
+def fold_kernel(
+    weights, norms, folded, table, eps, rows, widths, FOLDED: tl.constexpr,
+    LAYERS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Weight times scale in the map's dtype, and `table` (2, rows): scale and shift.
+
+    A program: a row of any layer. The perceptron keeps its weights, and its scales are applied to
+    its float32 sums.
+    """
+    pid = tl.program_id(0)
+    first = 0
+    to = folded
+    for i in tl.static_range(LAYERS):
+        if (pid >= first) & (pid < first + rows[i]):
+            row = pid - first
+            rstd = tl.rsqrt(tl.load(norms[4 * i + 1] + row) + eps[i])
+            scale = tl.load(norms[4 * i + 2] + row) * rstd
+            tl.store(table + pid, scale)
+            shift = tl.load(norms[4 * i + 3] + row) - tl.load(norms[4 * i] + row) * scale
+            tl.store(table + ROWS + pid, shift)
+            if i < FOLDED:
+                for start in range(0, widths[i], BLOCK):
+                    column = start + tl.arange(0, BLOCK)
+                    mask = column < widths[i]
+                    w = tl.load(weights[i] + row.to(tl.int64) * widths[i] + column, mask, 0.0)
+                    at = row.to(tl.int64) * widths[i] + column
+                    tl.store(to + at, (w * scale).to(folded.dtype.element_ty), mask)
+        first += rows[i]
+        to += rows[i] * widths[i]
+
+
+@triton.jit
+def embed_kernel(
+    V, folded, table, nodes, psi, stride_b, stride_d, stride_n, d, n, q, r, rows,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Theta and phi, activated, and sums of psi over row tiles. A program: (row tile, node tile,
+    image), and the row tiles are first those of theta and phi, then those of psi."""
+    tiles_q = tl.cdiv(q, BLOCK_R)
+    tiles_psi = tl.cdiv(r - q, BLOCK_R)
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    tile = tl.program_id(0) % (tiles_q + tiles_psi)
+    part = tl.program_id(0) // (tiles_q + tiles_psi)
+    b = (part // tiles_n).to(tl.int64)
+    node = part % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_psi = tile >= tiles_q
+    row = tl.where(is_psi, q + (tile - tiles_q) * BLOCK_R, tile * BLOCK_R)
+    row += tl.arange(0, BLOCK_R)
+    end = tl.where(is_psi, r, q)
+    acc = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+    for start in range(0, d, BLOCK_D):
+        feature = start + tl.arange(0, BLOCK_D)
+        mask_w = (row < end)[:, None] & (feature < d)[None, :]
+        w = tl.load(folded + row[:, None] * d + feature[None, :], mask_w, 0.0)
+        mask_v = (feature < d)[:, None] & (node < n)[None, :]
+        at = V + b * stride_b + feature[:, None] * stride_d + node[None, :] * stride_n
+        acc = multiply(w, tl.load(at, mask_v, 0.0), acc, PRECISION)
+    shift = tl.load(table + rows + row, row < end, 0.0)
+    y = relu(acc + shift[:, None])
+    if is_psi:
+        total = tl.sum(tl.where((row < end)[:, None], y, 0.0), 0)
+        tl.store(psi + (b * tiles_psi + tile - tiles_q) * n + node, total, node < n)
+    else:
+        mask = (row < end)[:, None] & (node < n)[None, :]
+        to = nodes + b * q * n + row[:, None] * n + node[None, :]
+        tl.store(to, y.to(nodes.dtype.element_ty), mask)
+
+
+@triton.jit
+def attend_kernel(
+    V, nodes, PQ, psi, weight_h, weight_l, table, out, stride_b, stride_d, stride_n,
+    nodes_b, nodes_d, nodes_n, d, n, m, q, k, p, r, psi_rows, psi_tiles, rows,
+    PRECISION: tl.constexpr, TILES_K: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Z, the perceptron and the gate of some nodes, all features. A program: (node tile, image).
+
+    More than one tile of units, above 64, makes Z again for each.
+    """
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    b = (tl.program_id(0) // tiles_n).to(tl.int64)
+    node = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    y_psi = tl.zeros([BLOCK_N], tl.float32)
+    for tile in range(psi_tiles):
+        y_psi += tl.load(psi + (b * psi_tiles + tile) * n + node, node < n, 0.0)
+    y_psi = y_psi / tl.maximum(psi_rows, 1)
+    logit = tl.zeros([BLOCK_N], tl.float32)
+    for tile in tl.static_range(TILES_K):
+        unit = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+        hidden = through_psi(weight_h, y_psi, unit, m, k, p)
+        for start in range(0, m, BLOCK_M):
+            row = start + tl.arange(0, BLOCK_M)
+            z = relations(
+                PQ + b * m * q, nodes + b * nodes_b, table, row, node, nodes_d, nodes_n, n, m, q,
+                q, False, PRECISION, BLOCK_M, BLOCK_N, BLOCK_Q,
+            )  # fmt: skip
+            shift = tl.load(table + rows + r + row, row < m, 0.0)
+            y = relu(z + shift[:, None]).to(V.dtype.element_ty)
+            hidden = through_relations(weight_h, y, hidden, unit, row, m, k, p, PRECISION)
+        at = table + r + m + unit
+        scale, shift = tl.load(at, unit < k, 0.0), tl.load(at + rows, unit < k, 0.0)
+        w = tl.load(weight_l + unit, unit < k, 0.0)
+        logit += tl.sum(relu(hidden * scale[:, None] + shift[:, None]) * w[:, None], 0)
+    a = tl.sigmoid(logit * tl.load(table + rows - 1) + tl.load(table + 2 * rows - 1))
+    for start in range(0, d, BLOCK_D):
+        feature = start + tl.arange(0, BLOCK_D)
+        store_gated(
+            V + b * stride_b, out + b * stride_b, a, feature, node, stride_d, stride_n, d, n
+        )
+
+
+FOLD = Kernel(fold_kernel, {}, [{"BLOCK": 1024, "num_warps": 4}])
+# As in embed.py.
+EMBED = Kernel(
+    embed_kernel,
+    {"BLOCK_R": "r", "BLOCK_N": "n", "BLOCK_D": "d"},
+    [
+        {"BLOCK_R": 64, "BLOCK_N": 128, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3},
+        {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3},
+    ],
+)
+# A program has all features of its nodes: narrow blocks where there are few nodes.
+ATTEND = Kernel(
+    attend_kernel,
+    {"BLOCK_N": "n", "BLOCK_M": "m", "BLOCK_Q": "q", "BLOCK_D": "d"},
+    [
+        {"BLOCK_N": 64, "BLOCK_M": 64, "BLOCK_Q": 64, "BLOCK_D": 64, "num_warps": 4,
+         "num_stages": 2},
+        {"BLOCK_N": 32, "BLOCK_M": 32, "BLOCK_Q": 64, "BLOCK_D": 64, "num_warps": 4,
+         "num_stages": 3},
+    ],
+)  # fmt: skip
+
+
+def attention(
+    V: Tensor, weights: list[Tensor], norms: list[Tensor], eps: list[float], embeddings: int,
+    relations: bool, appearance: bool,
+) -> Tensor:  # fmt: skip
+    B, d, n = V.shape
+    weight_h, weight_l = weights[-2:]
+    psi_rows = len(weights[embeddings]) if appearance else 0
+    m = len(weights[-3]) if relations else 0
+    r, k = sum(len(w) for w in weights[: embeddings + appearance]), len(weight_h)
+    q = r - psi_rows if embeddings else d
+    folded, table = _folded(V, weights, norms, eps, embeddings + appearance + relations)
+    rows = table.shape[1]
+
+    E = V.new_empty(B, r - psi_rows, n)
+    psi = table.new_empty(B * cdiv(psi_rows, EMBED.smallest("BLOCK_R")) * n if psi_rows else 0)
+    psi_tiles = 0
+    if r:
+        config = EMBED(
+            lambda g: (
+                (cdiv(r - psi_rows, g["BLOCK_R"]) + cdiv(psi_rows, g["BLOCK_R"]))
+                * (cdiv(n, g["BLOCK_N"]) * B)
+            ),
+            V, folded, table, E, psi, *V.stride(), d, n, r - psi_rows, r, rows,
+            PRECISION=precision(V),
+        )  # fmt: skip
+        psi_tiles = cdiv(psi_rows, config["BLOCK_R"])
+    nodes = E if embeddings else V
+    PQ = V.new_empty(B, m, q)
+    if relations:
+        halves = 2 if embeddings == 2 else 1
+        x = Nodes(nodes, nodes.stride(), q, halves, False)
+        columns(x, table, folded[r * d :].view(m, 2 * n), PQ)
+    out = torch.empty_like(V)
+    block_k = min(power_of_2(k), 64)
+    ATTEND(
+        lambda g: cdiv(n, g["BLOCK_N"]) * B,
+        V, nodes, PQ, psi, weight_h, weight_l, table, out, *V.stride(), *nodes.stride(),
+        d, n, m, q, k, int(appearance), r, psi_rows, psi_tiles, rows,
+        PRECISION=precision(V), TILES_K=cdiv(k, block_k), BLOCK_K=block_k,
+    )  # fmt: skip
+    return out
+
+
+def _folded(
+    V: Tensor, weights: list[Tensor], norms: list[Tensor], eps: list[float], count: int
+) -> tuple[Tensor, Tensor]:
+    """The first `count` weights with their scales, one after the other; the table of all."""
+    rows, widths = [len(w) for w in weights], [w.shape[1] for w in weights]
+    folded = V.new_empty(sum(w.numel() for w in weights[:count]))
+    table = weights[0].new_empty(2, sum(rows))
+    FOLD(
+        lambda _: sum(rows), tuple(weights), tuple(norms), folded, table, tuple(eps), tuple(rows),
+        tuple(widths), FOLDED=count, LAYERS=len(weights), ROWS=sum(rows),
+    )  # fmt: skip
+    return folded, table
