@@ -220,7 +220,7 @@ def load_recipe(name: str) -> Config:
         return Config.load(Path(name))
     nearest = difflib.get_close_matches(name, RECIPES, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(RECIPES)}"
-    raise ValueError(f"unknown recipe {name!r}; {hint} A file of your own ends in .yaml")
+    raise ValueError(f"unknown recipe {name!r}; {hint} (a file of your own ends in .yaml)")
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
