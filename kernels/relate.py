@@ -369,7 +369,7 @@ RELATE_BWD = Kernel(
     relate_bwd_kernel,
     {"BLOCK_Q": "c", "BLOCK_N": "n", "BLOCK_M": "m"},
     [
-        {"BLOCK_Q": 32, "BLOCK_N": 64, "BLOCK_M": 32, "num_warps": 8, "num_stages": 2},
+        {"BLOCK_Q": 32, "BLOCK_N": 32, "BLOCK_M": 32, "num_warps": 8, "num_stages": 2},
         {"BLOCK_Q": 32, "BLOCK_N": 64, "BLOCK_M": 32, "num_warps": 4, "num_stages": 2},
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rga_fast import cpp, ops, testing_ops, triton_kernels
-from rga_fast.testing import check_budget
+from rga_fast.testing import check_budget, check_results
 
 PLAIN = testing_ops.register()  # kept: the operators live as long as it does
 CPP = pytest.param(
@@ -33,10 +33,10 @@ ORDERS = ["by rows", "by columns"]
 class Case:
     """Tensors of a branch in which nothing is trivial, and what each operator takes of them."""
 
-    def __init__(self, kind, size, order="by rows", dtype=torch.float64, device="cpu", k=3):
+    def __init__(self, kind, size, order="by rows", dtype=torch.float64, device="cpu", k=3, seed=0):
         embeddings, relations, appearance = kind
         B, d, n = size
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         compute = torch.float64 if dtype == torch.float64 else torch.float32
 
         def draw(*shape, dtype=compute, low=-1.0):
@@ -122,16 +122,20 @@ def _poisoned():
 @pytest.mark.usefixtures("_poisoned")
 def test_float32_stays_in_the_budget(impl, name, order, kind):
     sizes = SIZES if kind == KINDS[0] else SIZES[:-1]  # the interpreter is slow
+    seeds = range(5 if name == "attention" else 1)  # a whole branch: what rounds how is by chance
     for size in sizes:
-        case = Case(kind, size, order, torch.float32, DEVICES[impl])
-        before = [tensor.clone() for tensor in case.tensors(name)]
-        baseline, oracle = case.call("plain", name), case.double(name).call("plain", name)
-        for actual, *values in zip(case.call(impl, name), baseline, oracle, strict=True):
-            assert actual.stride() == values[0].stride() or not actual.numel()
-            if actual.numel():
-                check_budget(actual, *values, f"{name} {size}")
-        for tensor, copied in zip(case.tensors(name), before, strict=True):
-            assert torch.equal(tensor, copied), "an argument was written to"
+        draws = []
+        for seed in seeds:
+            case = Case(kind, size, order, torch.float32, DEVICES[impl], seed=seed)
+            before = [tensor.clone() for tensor in case.tensors(name)]
+            results = case.call(impl, name), case.call("plain", name)
+            for actual, plain in zip(*results, strict=True):
+                assert actual.stride() == plain.stride() or not actual.numel()
+            for tensor, copied in zip(case.tensors(name), before, strict=True):
+                assert torch.equal(tensor, copied), "an argument was written to"
+            exact = case.double(name).call("plain", name)
+            draws.append(tuple({str(i): t for i, t in enumerate(r)} for r in (*results, exact)))
+        check_results(draws)
 
 
 @pytest.mark.parametrize("name", [n for n in ops.SCHEMAS if "embed" not in n])
