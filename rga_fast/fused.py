@@ -128,19 +128,21 @@ def _layers(
     batch: Sequence[bool],
     dtype: torch.dtype,
 ) -> Layers:
-    def cast_to(tensor: Any) -> Any:
-        return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
-
-    weights = [convolution.weight for convolution in convolutions]
-    triples = list(zip(weights, norms, batch, strict=True))
-    fields = (
-        weights,
-        [w.new_ones(len(w)) if n.weight is None else n.weight for w, n, _ in triples],
-        [w.new_zeros(len(w)) if n.bias is None else n.bias for w, n, _ in triples],
-        [None if by_batch else n.running_mean for _, n, by_batch in triples],
-        [None if by_batch else n.running_var for _, n, by_batch in triples],
+    fields: Any = ([], [], [], [], [])
+    weights, scales, shifts, means, variances = fields
+    for convolution, norm, by_batch in zip(convolutions, norms, batch, strict=True):
+        weight, scale, shift = convolution.weight, norm.weight, norm.bias
+        weights.append(weight)
+        scales.append(weight.new_ones(len(weight)) if scale is None else scale)
+        shifts.append(weight.new_zeros(len(weight)) if shift is None else shift)
+        means.append(None if by_batch else norm.running_mean)
+        variances.append(None if by_batch else norm.running_var)
+    return Layers(
+        *(
+            tuple(t if t is None or t.dtype == dtype else t.to(dtype) for t in field)
+            for field in fields
+        )
     )
-    return Layers(*(tuple(map(cast_to, field)) for field in fields))
 
 
 def _check_count(x: Tensor, plan: Plan) -> None:
@@ -187,11 +189,8 @@ def _track(norms: Sequence[_BatchNorm], batch: Sequence[bool], stats: Tensor | N
 
 def _evaluate(x: Tensor, plan: Plan, layers: Layers) -> Tensor:
     kind = (plan.embeddings, plan.relations, plan.appearance)
-    norms = [
-        tensor
-        for four in zip(layers.means, layers.variances, layers.scales, layers.shifts, strict=True)
-        for tensor in four
-    ]
+    four = (layers.means, layers.variances, layers.scales, layers.shifts)
+    norms = [tensor for layer in zip(*four, strict=True) for tensor in layer]
     weights = [weight.flatten(1) for weight in layers.weights]
     operator = getattr(torch.ops, plan.namespace).attention.default
     out = operator(reference.nodes(x, plan.view), weights, norms, plan.eps, *kind)

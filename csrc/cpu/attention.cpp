@@ -1,7 +1,7 @@
 // The branch in evaluation: one operator, each image's products and passes back to back.
 #include <torch/csrc/stable/library.h>
 
-#include "image.h"
+#include "relations.h"
 
 namespace rga {
 namespace {
@@ -101,10 +101,7 @@ class Branch {
     return merged;
   }
 
-  // Images whose P and Q are one product: more columns for each packed piece of W_rel.
-  int64_t group(int64_t images) const {
-    return l.relate.empty() ? 1 : std::clamp<int64_t>(64 / c, 1, std::max<int64_t>(images, 1));
-  }
+  int64_t group(int64_t images) const { return l.relate.empty() ? 1 : images_together(c, images); }
 
   // Embeds nodes n0 to n1 of image g of G: into `nodes` (q, G, n) and psi (n). `E` is scratch.
   void embed(const T* image, int64_t g, int64_t G, int64_t n0, int64_t n1, T* E, T* nodes,
@@ -127,6 +124,24 @@ class Branch {
     }
   }
 
+  // The same of one image for rows r0 to r1 of the weights and all nodes, into E (r x n); `psi`
+  // gets what these rows contribute.
+  void embed_rows(const T* image, int64_t r0, int64_t r1, T* E, T* nodes, T* psi) const {
+    const int64_t n = V.n, embedded = l.relate.empty() ? 0 : q;
+    int64_t first = 0;
+    for (const Piece<T>& piece : pieces) {
+      const int64_t start = std::max(r0, first), stop = std::min(r1, first + piece.rows);
+      if (start < stop)
+        gemm<T>(false, !V.by_rows, stop - start, n, V.d, piece.weight + (start - first) * V.d, V.d,
+                image, V.by_rows ? n : V.d, 0, E + start * n, n);
+      first += piece.rows;
+    }
+    const int64_t related = std::clamp(embedded, r0, r1);
+    passes<T>().activate(related - r0, n, rows.data() + r0, E + r0 * n, n, nodes + r0 * n, n);
+    passes<T>().weighted_sum(r1 - related, n, rows.data() + related, nullptr,
+                             T(1) / std::max<int64_t>(l.psi.rows, 1), E + related * n, n, psi);
+  }
+
   // What nodes n0 to n1 of G images contribute to their PQ (m, q, G).
   void relate(const T* image, const T* nodes, int64_t G, int64_t n0, int64_t n1, T* PQ) const {
     const int64_t width = n1 - n0;
@@ -144,9 +159,9 @@ class Branch {
   }
 
   // PQ (m x q) of image g among G.
-  const T* pick(const T* PQ, int64_t g, int64_t G, T* own) const {
+  const T* own_relations(const T* PQ, int64_t g, int64_t G, T* own) const {
     if (G == 1) return PQ;
-    for (int64_t i = 0; i < m * q; ++i) own[i] = PQ[i * G + g];
+    pick(m * q, PQ, g, G, own);
     return own;
   }
 
@@ -212,7 +227,7 @@ void images(const Branch<T>& branch, const Tensor& V, const Tensor& out, int64_t
       branch.embed(image(b0 + i), i, g, 0, n, scratch(t, 0), embedded, psi + i * n);
     branch.relate(image(b0), embedded, g, 0, n, PQ);
     for (int64_t i = 0; i < g; ++i) {
-      const T *x = image(b0 + i), *own = branch.pick(PQ, i, g, scratch(t, 4));
+      const T *x = image(b0 + i), *own = branch.own_relations(PQ, i, g, scratch(t, 4));
       S* destination = data<S>(out) + (b0 + i) * size;
       T* result = target<T, S>(destination, scratch(t, 10));
       branch.values(x, embedded + i * n, g * n, psi + i * n, own, 0, n, scratch(t, 5),
@@ -226,37 +241,48 @@ void images(const Branch<T>& branch, const Tensor& V, const Tensor& out, int64_t
   });
 }
 
-// All threads on one image, each on a share of its nodes.
+// All threads on one image: each embeds a share of the nodes, or of the rows of the weights where
+// these are the larger operand and not every thread should pack them all; then a share of the
+// nodes.
 template <class T, class S>
 void image_by_all(const Branch<T>& branch, const Tensor& V, const Tensor& out, int64_t b) {
   const Nodes& nodes = branch.V;
-  const int64_t shares = std::min<int64_t>(Scratch<T>::threads(), std::max<int64_t>(1, nodes.n));
-  const int64_t relations = branch.m * branch.q;
-  const Scratch<T> own(V, {branch.r * branch.nodes_block, branch.seen_block * branch.m,
+  const int64_t n = nodes.n, r = branch.r, relations = branch.m * branch.q;
+  const int64_t shares = std::min<int64_t>(Scratch<T>::threads(), std::max<int64_t>(1, n));
+  const bool by_rows = r > n;
+  const Scratch<T> own(V, {by_rows ? 0 : r * branch.nodes_block, branch.seen_block * branch.m,
                            kPanel * (1 + branch.m), branch.seen_block * branch.k});
-  const Tensor shared = make(
-      V, {branch.q * nodes.n + 2 * nodes.n + shares * relations + 2 * staging<T, S>(nodes.size())},
-      type_of<T>());
+  const Tensor shared = make(V,
+                             {(branch.q + shares + 1) * n + shares * relations +
+                              (by_rows ? r * n : 0) + 2 * staging<T, S>(nodes.size())},
+                             type_of<T>());
   T* embedded = data<T>(shared);
-  T* psi = embedded + branch.q * nodes.n;
-  T* a = psi + nodes.n;
-  T* PQ = a + nodes.n;
-  T* buffer = PQ + shares * relations;
+  T* psi = embedded + branch.q * n;  // of each share of the rows
+  T* a = psi + shares * n;
+  T* PQ = a + n;
+  T* E = PQ + shares * relations;
+  T* buffer = E + (by_rows ? r * n : 0);
   const int64_t offset = b * nodes.size();
   const T* image = load<T, S>(cdata<S>(V) + offset, nodes.size(), buffer);
   T* result = target<T, S>(data<S>(out) + offset, buffer + nodes.size());
-  const auto bound = [&](int64_t share) { return nodes.n * share / shares; };
+  const auto bound = [&](int64_t share, int64_t count) { return count * share / shares; };
 
+  if (by_rows) {
+    for_each(shares, r * nodes.size(), [&](int64_t share, int) {
+      branch.embed_rows(image, bound(share, r), bound(share + 1, r), E, embedded, psi + share * n);
+    });
+    for (int64_t share = 1; share < shares; ++share) passes<T>().add(n, psi + share * n, psi);
+  }
   for_each(shares, nodes.size() * branch.c, [&](int64_t share, int t) {
-    const int64_t n0 = bound(share), n1 = bound(share + 1);
-    branch.embed(image, 0, 1, n0, n1, own(t, 0), embedded, psi);
+    const int64_t n0 = bound(share, n), n1 = bound(share + 1, n);
+    if (!by_rows) branch.embed(image, 0, 1, n0, n1, own(t, 0), embedded, psi);
     branch.relate(image, embedded, 1, n0, n1, PQ + share * relations);
   });
   for (int64_t share = 1; share < shares; ++share)
     passes<T>().add(relations, PQ + share * relations, PQ);
   for_each(shares, nodes.size() * branch.c, [&](int64_t share, int t) {
-    const int64_t n0 = bound(share), n1 = bound(share + 1);
-    branch.values(image, embedded, nodes.n, psi, PQ, n0, n1, own(t, 1), own(t, 2), own(t, 3), a);
+    const int64_t n0 = bound(share, n), n1 = bound(share + 1, n);
+    branch.values(image, embedded, n, psi, PQ, n0, n1, own(t, 1), own(t, 2), own(t, 3), a);
     branch.gate_nodes(image, a, n0, n1, result);
   });
   store<T, S>(result, nodes.size(), data<S>(out) + offset);

@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> logit_bwd(
         const T* Eb = load<T, S>(cdata<S>(E) + b * s.r * n, s.r * n, scratch(t, 2));
         const T* image = nullptr;
         if (!embeddings) image = load<T, S>(cdata<S>(V) + b * d * n, d * n, scratch(t, 1));
-        embedded.emplace(nodes, s, image, rows_e, Eb, scratch(t, 0));
+        embedded.emplace(nodes, s, image, rows_e, Eb, scratch(t, 0), n);
       }
       for (int64_t start = 0; start < n; start += step) {
         const int64_t width = std::min(step, n - start);

@@ -19,9 +19,8 @@ struct RelateBwd {
   const Tensor &V, &E, &PQ, &Z, &weight_h, &dhidden;
   int64_t k, step;
 
-  // dnodes (q x n) and dPQ (m x q, rows `ld` apart) of an image: the gradients of Z = PQ nodes.
-  void image(int64_t b, const Embedded<T>& embedded, const T* Zb, T* dZ, T* dnodes, T* dPQ,
-             int64_t ld) const {
+  // dnodes (q x n), as far as Z = PQ nodes goes, and dPQ (m x q) of an image.
+  void image(int64_t b, const Embedded<T>& embedded, const T* Zb, T* dZ, T* dnodes, T* dPQ) const {
     const int64_t n = nodes.n, inputs = s.p + s.m;
     const T* dhb = cdata<T>(dhidden) + b * k * n;
     const T* PQb = cdata<T>(PQ) + b * s.m * s.q;
@@ -30,15 +29,23 @@ struct RelateBwd {
       gemm<T>(true, false, s.m, width, k, cdata<T>(weight_h) + s.p, inputs, dhb + start, n, 0, dZ,
               width);
       passes<T>().through(true, s.m, width, rows_z.data(), Zb + start, n, dZ, width, dZ, width);
-      for (int64_t part = 0; part < s.q; part += s.c)
-        embedded.times_transposed(s.m, s.c, part, dZ, width, start, width, start ? 1 : 0,
-                                  dPQ + (part ? ld / 2 : 0), ld);
+      embedded.times_transposed(s.m, s.q, 0, dZ, width, start, width, start ? 1 : 0, dPQ, s.q);
       gemm<T>(true, false, s.q, width, s.m, PQb, s.q, dZ, width, 0, dnodes + start, n);
     }
-    // P and Q are made from the nodes, too: dtheta += dQ^T W_col, dphi += dP^T W_row.
-    const T *dP = dPQ, *dQ = dPQ + (s.q > s.c ? ld / 2 : 0);
-    gemm<T>(true, false, s.c, n, s.m, dQ, ld, W.col, W.ld, 1, dnodes, n);
-    if (s.q > s.c) gemm<T>(true, false, s.c, n, s.m, dP, ld, W.row, W.ld, 1, dnodes + s.c * n, n);
+  }
+
+  // P and Q are made from the nodes, too: dtheta += dQ^T W_col, dphi += dP^T W_row, for g images
+  // from b0. dPQ is (m, parts, B, c), dnodes (g, q, n), more (g, c, n) a scratch where g > 1.
+  void through_relations(int64_t b0, int64_t g, const T* dPQ, T* more, T* dnodes) const {
+    const int64_t n = nodes.n, cn = s.c * n, parts = s.q / s.c, ld = nodes.B * s.q;
+    for (int64_t part = 0; part < parts; ++part) {
+      const T* other = dPQ + (parts - 1 - part) * nodes.B * s.c + b0 * s.c;
+      const T* weight = part ? W.row : W.col;
+      gemm<T>(true, false, g * s.c, n, s.m, other, ld, weight, W.ld, g == 1,
+              g == 1 ? dnodes + part * cn : more, n);
+      for (int64_t i = 0; i < g && g > 1; ++i)
+        passes<T>().add(cn, more + i * cn, dnodes + (i * parts + part) * cn);
+    }
   }
 
   // dW_row (m x 2n, first half) = sum over images of dP phi, dW_col of dQ theta; as products over
@@ -63,6 +70,14 @@ struct RelateBwd {
       for (int64_t i = 0; i < s.m; ++i)  // W_row and W_col are used as their sum
         std::copy_n(dW + i * 2 * n + start, now, dW + i * 2 * n + n + start);
     });
+  }
+
+  // dPQ (m x q) of an image, to its place in (m, parts, B, c).
+  void spread(int64_t b, const T* own, T* dPQ) const {
+    for (int64_t i = 0; i < s.m; ++i)
+      for (int64_t part = 0; part * s.c < s.q; ++part)
+        std::copy_n(own + i * s.q + part * s.c, s.c,
+                    dPQ + (i * s.q + part * s.c) * nodes.B + b * s.c);
   }
 
  private:
@@ -107,39 +122,50 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relate_bwd(const Tensor& V, const Ten
   with_types(V.scalar_type(), [&]<class T, class S>() {
     const auto rows_e = rows_of<T>(norm_e, s.r), rows_z = rows_of<T>(norm_z, s.m, &means_z);
     const RelationWeight<T> W(weight_z, s.m, n, embeddings);
-    const int64_t step = block_size(n, 2 * s.m, sizeof(T)), ld = s.q * B;
+    const int64_t step = block_size(n, 2 * s.m, sizeof(T)), qn = s.m ? s.q * n : 0;
+    const int64_t G = s.group(B / Scratch<T>::threads()), groups = (B + G - 1) / G;
     const RelateBwd<T, S> f{nodes, s, rows_e, rows_z, W, V, E, PQ, Z, weight_h, dhidden, k, step};
-    const Scratch<T> scratch(
-        V, {embeddings ? s.q * n : 0, staging<T, S>(embeddings ? 0 : d * n), s.r * n,
-            staging<T, S>(s.m * n), step * s.m, s.m ? s.q * n : 0, n, staging<T, S>(s.r * n)});
-    const Tensor dPQ = make(V, {s.m, ld}, type_of<T>());
+    const Scratch<T> scratch(V, {embeddings ? s.q * n : 0, staging<T, S>(embeddings ? 0 : d * n),
+                                 s.r * n, staging<T, S>(s.m * n), step * s.m, G * qn, n,
+                                 staging<T, S>(s.r * n), s.m * s.q, G > 1 ? G * s.c * n : 0});
+    const Tensor dPQ = make(V, {s.m, s.q * B}, type_of<T>());
     PerImage partial(B, s.r);
-    for_each(B, s.m * (2 * s.q + k) * n + s.r * n, [&](int64_t b, int t) {
-      const T* Eb = load<T, S>(cdata<S>(E) + b * s.r * n, s.r * n, scratch(t, 2));
-      T* dEb = target<T, S>(data<S>(dE) + b * s.r * n, scratch(t, 7));
-      const int64_t relation_rows = embeddings ? s.q : 0;
-      if (s.m) {
+    const auto embeddings_of = [&](int64_t b, int t) {
+      return load<T, S>(cdata<S>(E) + b * s.r * n, s.r * n, scratch(t, 2));
+    };
+    for_each(groups, G * (s.m * (2 * s.q + k) * n + s.r * n), [&](int64_t item, int t) {
+      const int64_t b0 = item * G, g = std::min(G, B - b0);
+      T* dnodes_t = scratch(t, 5);
+      for (int64_t i = 0; i < g && s.m; ++i) {
+        const int64_t b = b0 + i;
         const T* image = nullptr;
         if (!embeddings) image = load<T, S>(cdata<S>(V) + b * d * n, d * n, scratch(t, 1));
-        const Embedded<T> embedded(nodes, s, image, rows_e, Eb, scratch(t, 0));
+        const Embedded<T> embedded(nodes, s, image, rows_e, embeddings_of(b, t), scratch(t, 0), n);
         const T* Zb = load<T, S>(cdata<S>(Z) + b * s.m * n, s.m * n, scratch(t, 3));
-        f.image(b, embedded, Zb, scratch(t, 4), scratch(t, 5), data<T>(dPQ) + b * s.c, ld);
-        if (embeddings)
-          passes<T>().mask(s.q, n, rows_e.data(), Eb, n, scratch(t, 5), n, 1, dEb, n,
-                           partial.first(b), partial.second(b));
-        else
-          for (int64_t i = 0; i < d * n; ++i)
-            data<S>(dnodes)[b * d * n + i] = static_cast<S>(scratch(t, 5)[i]);
+        f.image(b, embedded, Zb, scratch(t, 4), dnodes_t + i * qn, scratch(t, 8));
+        f.spread(b, scratch(t, 8), data<T>(dPQ));
       }
-      if (psi_rows) {
-        T* dpsi = scratch(t, 6);
-        gemm<T>(true, false, 1, n, k, cdata<T>(weight_h), s.p + s.m, cdata<T>(dhidden) + b * k * n,
-                n, 0, dpsi, n);
-        passes<T>().mask(psi_rows, n, rows_e.data() + relation_rows, Eb + relation_rows * n, n,
-                         dpsi, 0, T(1) / psi_rows, dEb + relation_rows * n, n,
-                         partial.first(b) + relation_rows, partial.second(b) + relation_rows);
+      if (s.m) f.through_relations(b0, g, cdata<T>(dPQ), scratch(t, 9), dnodes_t);
+      for (int64_t i = 0; i < g; ++i) {
+        const int64_t b = b0 + i, relation_rows = embeddings ? s.q : 0;
+        const T *Eb = embeddings_of(b, t), *own = dnodes_t + i * qn;
+        T* dEb = target<T, S>(data<S>(dE) + b * s.r * n, scratch(t, 7));
+        if (s.m && embeddings)
+          passes<T>().mask(s.q, n, rows_e.data(), Eb, n, own, n, 1, dEb, n, partial.first(b),
+                           partial.second(b));
+        else if (s.m)
+          for (int64_t j = 0; j < d * n; ++j)
+            data<S>(dnodes)[b * d * n + j] = static_cast<S>(own[j]);
+        if (psi_rows) {
+          T* dpsi = scratch(t, 6);
+          gemm<T>(true, false, 1, n, k, cdata<T>(weight_h), s.p + s.m,
+                  cdata<T>(dhidden) + b * k * n, n, 0, dpsi, n);
+          passes<T>().mask(psi_rows, n, rows_e.data() + relation_rows, Eb + relation_rows * n, n,
+                           dpsi, 0, T(1) / psi_rows, dEb + relation_rows * n, n,
+                           partial.first(b) + relation_rows, partial.second(b) + relation_rows);
+        }
+        store<T, S>(dEb, s.r * n, data<S>(dE) + b * s.r * n);
       }
-      store<T, S>(dEb, s.r * n, data<S>(dE) + b * s.r * n);
     });
     if (s.m && B)
       f.weights(cdata<T>(dPQ), data<T>(dweight));

@@ -43,27 +43,42 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relate_fwd(const Tensor& V, const Ten
   with_types(V.scalar_type(), [&]<class T, class S>() {
     const auto rows = rows_of<T>(norm_e, s.r);
     const RelationWeight<T> W(weight_z, s.m, n, embeddings);
-    const Scratch<T> scratch(V, {embeddings ? s.q * n : 0, staging<T, S>(embeddings ? 0 : d * n),
-                                 staging<T, S>(s.r * n), staging<T, S>(s.m * n)});
+    const int64_t G = s.group(B / Scratch<T>::threads()), groups = (B + G - 1) / G;
+    const Scratch<T> scratch(
+        V, {embeddings ? G * s.q * n : 0, staging<T, S>(embeddings ? 0 : d * n),
+            staging<T, S>(s.r * n), staging<T, S>(s.m * n), G > 1 ? G * s.m * s.q : 0});
     PerImage partial(B, s.m);
-    for_each(B, s.m * s.q * n + s.r * n, [&](int64_t b, int t) {
-      const T* Eb = load<T, S>(cdata<S>(E) + b * s.r * n, s.r * n, scratch(t, 2));
-      if (psi_rows)
-        passes<T>().weighted_sum(psi_rows, n, rows.data() + s.r - psi_rows, nullptr,
-                                 T(1) / psi_rows, Eb + (s.r - psi_rows) * n, n,
-                                 data<T>(psi) + b * n);
+    for_each(groups, G * (s.m * s.q * n + s.r * n), [&](int64_t item, int t) {
+      const int64_t b0 = item * G, g = std::min(G, B - b0);
+      std::vector<Embedded<T>> embedded;
+      for (int64_t i = 0; i < g; ++i) {
+        const int64_t b = b0 + i;
+        const T* Eb = load<T, S>(cdata<S>(E) + b * s.r * n, s.r * n, scratch(t, 2));
+        if (psi_rows)
+          passes<T>().weighted_sum(psi_rows, n, rows.data() + s.r - psi_rows, nullptr,
+                                   T(1) / psi_rows, Eb + (s.r - psi_rows) * n, n,
+                                   data<T>(psi) + b * n);
+        if (!s.m) continue;
+        const T* image = nullptr;
+        if (!embeddings) image = load<T, S>(cdata<S>(V) + b * d * n, d * n, scratch(t, 1));
+        embedded.emplace_back(nodes, s, image, rows, Eb, scratch(t, 0) + i * n, g * n);
+      }
       if (!s.m) return;
-      const T* image = nullptr;
-      if (!embeddings) image = load<T, S>(cdata<S>(V) + b * d * n, d * n, scratch(t, 1));
-      const Embedded<T> embedded(nodes, s, image, rows, Eb, scratch(t, 0));
-      T* PQb = data<T>(PQ) + b * s.m * s.q;
-      T* Zb = target<T, S>(data<S>(Z) + b * s.m * n, scratch(t, 3));
-      embedded.times_transposed(s.m, s.c, s.q - s.c, W.row, W.ld, 0, n, 0, PQb, s.q);
+      Embedded<T> all = embedded[0];
+      all.ld /= g;  // (q, g, n)
+      T* together = g > 1 ? scratch(t, 4) : data<T>(PQ) + b0 * s.m * s.q;
+      all.times_transposed(s.m, g * s.c, g * (s.q - s.c), W.row, W.ld, 0, n, 0, together, g * s.q);
       if (embeddings == 2)
-        embedded.times_transposed(s.m, s.c, 0, W.col, W.ld, 0, n, 0, PQb + s.c, s.q);
-      embedded.times(s.m, s.q, PQb, s.q, 0, n, Zb, n);
-      passes<T>().stats(s.m, n, Zb, n, partial.first(b), partial.second(b));
-      store<T, S>(Zb, s.m * n, data<S>(Z) + b * s.m * n);
+        all.times_transposed(s.m, g * s.c, 0, W.col, W.ld, 0, n, 0, together + g * s.c, g * s.q);
+      for (int64_t i = 0; i < g; ++i) {
+        const int64_t b = b0 + i;
+        T* PQb = data<T>(PQ) + b * s.m * s.q;
+        if (g > 1) pick(s.m * s.q, together, i, g, PQb);
+        T* Zb = target<T, S>(data<S>(Z) + b * s.m * n, scratch(t, 3));
+        embedded[i].times(s.m, s.q, PQb, s.q, 0, n, Zb, n);
+        passes<T>().stats(s.m, n, Zb, n, partial.first(b), partial.second(b));
+        store<T, S>(Zb, s.m * n, data<S>(Z) + b * s.m * n);
+      }
     });
     partial.write_stats(n, data<T>(stats));
   });

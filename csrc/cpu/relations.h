@@ -5,6 +5,12 @@
 
 namespace rga {
 
+// How many of a thread's images share a product with W_rel: each brings c columns to it, and with
+// few of them the library spends its time packing W_rel.
+inline int64_t images_together(int64_t c, int64_t images) {
+  return std::clamp<int64_t>(64 / c, 1, std::max<int64_t>(images, 1));
+}
+
 // The letters are those of docs/design.md; `q` rows embed the nodes for PQ (m x q).
 struct Sizes {
   Sizes(const Nodes& V, int64_t r, int64_t m, int64_t embeddings, int64_t psi_rows)
@@ -17,10 +23,12 @@ struct Sizes {
     c = embeddings == 2 ? q / 2 : q;
     p = psi_rows ? 1 : 0;
   }
+  int64_t group(int64_t images) const { return embeddings ? images_together(c, images) : 1; }
   int64_t r, m, psi_rows, embeddings, q, c, p;
 };
 
-// [theta; phi] of an image (q x n): a dense scratch, or V itself in the layout of V.
+// [theta; phi] of an image (q x n): a scratch with rows `ld_scratch` apart, or V itself in the
+// layout of V.
 template <class T>
 struct Embedded {
   const T* data;
@@ -28,11 +36,11 @@ struct Embedded {
   int64_t ld;
 
   Embedded(const Nodes& V, const Sizes& s, const T* image, const std::vector<Row<T>>& rows,
-           const T* E, T* scratch)
+           const T* E, T* scratch, int64_t ld_scratch)
       : data(image), by_rows(V.by_rows), ld(V.by_rows ? V.n : V.d) {
     if (!s.embeddings) return;
-    passes<T>().activate(s.q, V.n, rows.data(), E, V.n, scratch, V.n);
-    data = scratch, by_rows = true, ld = V.n;
+    passes<T>().activate(s.q, V.n, rows.data(), E, V.n, scratch, ld_scratch);
+    data = scratch, by_rows = true, ld = ld_scratch;
   }
   const T* row(int64_t i) const { return data + (by_rows ? i * ld : i); }
   const T* node(int64_t i) const { return data + (by_rows ? i : i * ld); }
@@ -50,6 +58,12 @@ struct Embedded {
     gemm<T>(false, by_rows, rows, c, width, A, lda, B, ld, beta, C, ldc);
   }
 };
+
+// What belongs to image g of G in a matrix (count, G).
+template <class T>
+void pick(int64_t count, const T* all, int64_t g, int64_t G, T* own) {
+  for (int64_t i = 0; i < count; ++i) own[i] = all[i * G + g];
+}
 
 // [W_row, W_col] (m x 2n), or W_row + W_col (m x n) where theta is phi.
 template <class T>
