@@ -82,8 +82,7 @@ def launches(args: argparse.Namespace) -> list[Launch]:
             values = tuple(named[name] for name in kernel.function.arg_names)
             options = config.get("num_warps"), config.get("num_stages")
             pairs = zip(kernel.function.params, values, strict=True)
-            kinds = [v if p.is_constexpr else _kind(v) for p, v in pairs]  # whatever the sizes
-            key = (kernel, options, str(kinds))
+            key = (kernel, options, str([_kind(*pair) for pair in pairs]))
             found.setdefault(key, Launch(kernel, config, index == 0, values))
         return kernel.configs[0]
 
@@ -138,10 +137,15 @@ def _dtype(value: Any) -> Any:
     return value.dtype if isinstance(value, Tensor) else value
 
 
-def _kind(value: Any) -> Any:
+def _kind(parameter: Any, value: Any) -> Any:
+    """What Triton compiles anew for: the types, and of sizes what they are divisible by."""
+    if parameter.is_constexpr or isinstance(value, torch.dtype):
+        return value
     if isinstance(value, tuple):
-        return tuple(map(_kind, value))
-    return value if isinstance(value, torch.dtype) else type(value).__name__
+        return tuple(_kind(parameter, part) for part in value)
+    if isinstance(value, float) or parameter.do_not_specialize:
+        return type(value).__name__
+    return 1 if value == 1 else f"{16 if value % 16 == 0 else 1} n"
 
 
 # How it is compiled: as Triton's own launch would, told of what is divisible by 16.
@@ -153,6 +157,8 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
         path = (index,)
         if function.params[index].is_constexpr:
             signature[name], constants[path] = "constexpr", value
+        elif function.params[index].do_not_specialize:
+            signature[name] = "i32"
         else:
             signature[name] = _described(value, path, constants, attributes)
     options = {
@@ -215,6 +221,20 @@ def failures(launch: Launch, found: Usage, target: str) -> list[str]:
     return wrong
 
 
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The options that say which launches."""
+    add = parser.add_argument
+    add("--stages", type=common.listed(*map(str, testing.STAGES)), default=["1", "2", "3", "4"])
+    add("--views", type=common.listed(*VIEWS), default=list(VIEWS))
+    add("--dtype", type=common.listed(*common.DTYPES), default=["bfloat16"])
+    add("--layout", type=common.listed("contiguous", "channels_last"), default=["contiguous"])
+    add("--defaults", action="store_true", help="only the first configuration of each kernel")
+
+
+def selected(args: argparse.Namespace) -> list[Launch]:
+    return [launch for launch in launches(args) if launch.default or not args.defaults]
+
+
 def main(arguments: list[str] | None = None) -> int:
     description, _, examples = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -222,15 +242,10 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add("--targets", type=common.listed(*TARGETS), default=list(TARGETS))
-    add("--stages", type=common.listed(*map(str, testing.STAGES)), default=["1", "2", "3", "4"])
-    add("--views", type=common.listed(*VIEWS), default=list(VIEWS))
-    add("--dtype", type=common.listed(*common.DTYPES), default=["bfloat16"])
-    add("--layout", type=common.listed("contiguous", "channels_last"), default=["contiguous"])
-    add("--defaults", action="store_true", help="only the first configuration of each kernel")
+    parser.add_argument("--targets", type=common.listed(*TARGETS), default=list(TARGETS))
+    add_selection(parser)
     args = parser.parse_args(arguments)
-    found = [launch for launch in launches(args) if launch.default or not args.defaults]
+    found = selected(args)
     wrong = 0
     header = ("target", "kernel", "registers", "shared", "spills", "tensor")
     print("{:<8}{:<20}{:>10}{:>8}{:>7}{:>7}  as".format(*header))
