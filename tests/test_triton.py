@@ -1,6 +1,7 @@
 """The Triton implementation as a whole. Without a GPU its kernels run in Triton's interpreter."""
 
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -126,6 +127,20 @@ def test_addresses_beyond_2_to_the_31():
     E, _ = kernels.LAUNCHERS["embed_fwd"](V, weight)
     expected, _ = kernels.LAUNCHERS["embed_fwd"](values, weight)
     assert torch.equal(E, expected)
+
+
+@interpreted
+def test_offsets_within_an_image_fit_32_bits():
+    """Z of a small map may be larger than that: it would be written beyond its memory."""
+    from rga_fast.kernels import checks
+
+    n, meta = 2**17, functools.partial(torch.empty, device="meta")
+    arguments = {"V": meta(1, 1, n), "E": meta(1, 0, n), "norm_e": meta(4, 0)}
+    arguments |= {"weight_z": meta(n // 8, 2 * n), "embeddings": 0, "psi_rows": 0}
+    with pytest.raises(RuntimeError, match=r"relate_fwd: it supports less than 2\^31 values"):
+        checks.check("relate_fwd", arguments)
+    arguments["weight_z"] = meta(n // 8 - 1, 2 * n)
+    checks.check("relate_fwd", arguments)
 
 
 def test_auto_never_interprets():
