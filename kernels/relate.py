@@ -376,7 +376,7 @@ RELATE_BWD_WEIGHT = Kernel(
     relate_bwd_weight_kernel,
     {"BLOCK_M": "m", "BLOCK_N": "n"},
     [
-        {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 64, "num_warps": 4, "num_stages": 3},
+        {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 64, "num_warps": 8, "num_stages": 3},
         {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_Q": 64, "num_warps": 8, "num_stages": 3},
     ],
 )
