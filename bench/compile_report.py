@@ -34,7 +34,8 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-TENSOR_CORES = {"sm_80": r"\bHMMA\b", "sm_90": r"\b[HQ]GMMA\b|\bHMMA\b", "gfx942": r"\bv_mfma_"}
+# In PTX and in AMD's assembly; disassembling the machine code takes as long as compiling it.
+TENSOR_CORES = {"ptx": r"\bmma\.sync\b|\bwgmma\.mma_async\b", "amdgcn": r"\bv_mfma_"}
 # Shared memory a block may have. Triton leaves out a configuration that needs more.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
 VIEWS = ("spatial", "channel")
@@ -184,25 +185,22 @@ def _described(value: Any, path: tuple[int, ...], constants: dict, attributes: d
 
 def usage(kernel: Any, name: str) -> Usage:
     shared = kernel.metadata.shared
-    if name.startswith("gfx"):
-        code = kernel.asm["amdgcn"]
+    language = "amdgcn" if name.startswith("gfx") else "ptx"
+    code = kernel.asm[language]
+    if language == "amdgcn":
         registers = int(re.search(r"\.vgpr_count:\s*(\d+)", code)[1])
         # Scalar registers may be kept in lanes of vector registers; that is no memory.
         spilled = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", code)[1])
     else:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             Path(file.name).write_bytes(kernel.asm["cubin"])
-            text = _disassembled("-res-usage", file.name)
-            code = _disassembled("-sass", file.name)
+            tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+            command = [tool, "-res-usage", file.name]
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         registers = int(re.search(r"REG:(\d+)", text)[1])
         spilled = int(re.search(r"LOCAL:(\d+)", text)[1])
         spilled += int(re.search(r"STACK:(\d+)", text)[1])
-    return Usage(registers, shared, spilled, len(re.findall(TENSOR_CORES[name], code)))
-
-
-def _disassembled(option: str, path: str) -> str:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout
+    return Usage(registers, shared, spilled, len(re.findall(TENSOR_CORES[language], code)))
 
 
 def has_products(launch: Launch) -> bool:

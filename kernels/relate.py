@@ -372,12 +372,13 @@ RELATE_BWD = Kernel(
     {"BLOCK_Q": "c", "BLOCK_N": "n", "BLOCK_M": "m"},
     [{"BLOCK_Q": 32, "BLOCK_N": 64, "BLOCK_M": 32, "num_warps": 4, "num_stages": 2}],
 )
+# Shallow steps: which image and row a column is costs registers, deeper ones spill for AMD.
 RELATE_BWD_WEIGHT = Kernel(
     relate_bwd_weight_kernel,
     {"BLOCK_M": "m", "BLOCK_N": "n"},
     [
-        {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 64, "num_warps": 8, "num_stages": 3},
-        {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_Q": 64, "num_warps": 8, "num_stages": 3},
+        {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 32, "num_warps": 4, "num_stages": 3},
+        {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_Q": 32, "num_warps": 8, "num_stages": 3},
     ],
 )
 
