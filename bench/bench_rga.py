@@ -99,51 +99,62 @@ def set_up(problem: gate.Problem, training: bool, impl: str) -> Setup:
 
 
 def checked(
-    case: Case, variant: str, impls: list[str], device: torch.device
-) -> tuple[dict[str, Setup], list[str]]:
-    """The implementations that agree with the reference in float64, and what the others got wrong.
+    case: Case, impls: list[str], args: argparse.Namespace
+) -> tuple[dict[str, Setup], dict[str, common.Call], list[str]]:
+    """The implementations that agree with the reference in float64, what is timed of them, and what
+    the others got wrong.
 
-    One that does not support the case is left out and said so.
+    One that does not support the case is left out and said so; one that fails costs no other its
+    rows.
     """
     torch.compiler.reset()  # compiled code of earlier cases counts against a limit
     common.progress(f"{case.title}: the reference in float64")
-    dtype = common.DTYPES[case.dtype]
-    problem = gate.make_problem(case.shape, variant, case.training, dtype, case.layout, device)
+    shape, dtype = case.shape, common.DTYPES[case.dtype]
+    problem = gate.make_problem(shape, args.variant, case.training, dtype, case.layout, args.device)
     oracle = set_up(problem, case.training, ORACLE).results()
     reference = set_up(problem, case.training, "reference")
     baseline = reference.results()
-    setups, wrong = {}, []
+    setups, calls, wrong = {}, {}, []
     for impl in impls:
-        if impl == "reference":
-            setups[impl] = reference
-            continue
         common.progress(f"{case.title}: checking {impl}")
-        setup = set_up(problem, case.training, impl)
         try:
-            testing.check_results([(setup.results(), baseline, oracle)])
+            setup = reference if impl == "reference" else set_up(problem, case.training, impl)
+            if impl != "reference":
+                _check(f"{case.title}: {impl}", impl, (setup.results(), baseline, oracle))
+            calls[impl] = _call(setup, args.cuda_graph)
             setups[impl] = setup
         except NotImplementedError as error:
             common.say(f"{case.title}: {impl} left out: {error}")
         except AssertionError as error:
-            if impl.startswith(common.COMPILED):
-                common.say(f"{case.title}: {impl}, timed all the same: {error}")
-                setups[impl] = (
-                    setup  # the compiler's rounding; without it the peer would be missing
-                )
-            else:
-                wrong.append(f"{case.title}: {impl} is wrong: {error}")
-                common.say(wrong[-1])
-    return setups, wrong
+            wrong.append(f"{case.title}: {impl} is wrong: {error}")
+            common.say(wrong[-1])
+        except Exception as error:  # such as a kernel that does not compile
+            wrong.append(f"{case.title}: {impl} failed: {type(error).__name__}: {error}")
+            common.say(wrong[-1])
+    return setups, calls, wrong
+
+
+def _check(title: str, impl: str, results: tuple) -> None:
+    try:
+        testing.check_results([results])
+    except AssertionError as error:
+        if not impl.startswith(common.COMPILED):
+            raise
+        # The compiler's rounding; without it the peer would be missing.
+        common.say(f"{title}, timed all the same: {error}")
 
 
 def measure(
-    case: Case, setups: dict[str, Setup], probe: common.Probes, args: argparse.Namespace
+    case: Case,
+    setups: dict[str, Setup],
+    calls: dict[str, common.Call],
+    probe: common.Probes,
+    args: argparse.Namespace,
 ) -> list[common.Row]:
     """Rows of all implementations and of the limit; prints their table."""
-    slow = [impl for impl in setups if impl.endswith("reference")]
-    calls = {impl: _call(setups[impl], args.cuda_graph) for impl in slow}
-    calls |= probe.calls  # beside the fast ones, whose distance from the limit matters
-    calls |= {i: _call(s, args.cuda_graph) for i, s in setups.items() if i not in slow}
+    slow = {impl: call for impl, call in calls.items() if impl.endswith("reference")}
+    # The probes beside the fast ones, whose distance from the limit matters.
+    calls = {**slow, **probe.calls, **{i: c for i, c in calls.items() if i not in slow}}
     common.progress(f"{case.title}: timing {', '.join(setups)}, {args.rounds} rounds")
     samples = common.time_in_turn(calls, args.rounds, args.device)
     operations = common.branch_operations(case.shape, args.variant)
@@ -278,9 +289,9 @@ def main(arguments: list[str] | None = None) -> int:
     probe = common.probes(args.device)
     rows, wrong = [], []
     for case in cases(args):
-        setups, found = checked(case, args.variant, impls, args.device)
+        setups, calls, found = checked(case, impls, args)
         wrong += found
-        rows += measure(case, setups, probe, args)
+        rows += measure(case, setups, calls, probe, args)
         if args.json:
             common.write_json(args.json, rows)
         if args.csv:

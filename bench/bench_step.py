@@ -106,20 +106,31 @@ def checked(args: argparse.Namespace, impls: list[str]) -> tuple[list[str], bool
         except AssertionError as error:
             common.say(f"{impl} is wrong: {error}")
             wrong = True
+        except Exception as error:  # such as a kernel that does not compile
+            common.say(f"{impl} failed: {type(error).__name__}: {error}")
+            wrong = True
     return right, wrong
 
 
-def measure(args: argparse.Namespace, impls: list[str], training: bool) -> list[common.Row]:
-    """Rows of one pass; prints their table."""
+def measure(
+    args: argparse.Namespace, impls: list[str], training: bool
+) -> tuple[list[common.Row], bool]:
+    """Rows of one pass, and whether an implementation failed; prints their table."""
     torch.compiler.reset()  # code compiled for the other pass counts against a limit
     name = "training step" if training else "evaluation"
     setups, calls = {}, {}
     for impl in [NONE, *impls]:
         common.progress(f"{name}: first step, {impl}")
-        setups[impl] = set_up(args, impl, training)
-        call = setups[impl].train_step if training else setups[impl].evaluate
-        call()
-        calls[impl] = common.graphed(call) if args.cuda_graph else call
+        try:
+            setup = set_up(args, impl, training)
+            call = setup.train_step if training else setup.evaluate
+            call()
+            calls[impl] = common.graphed(call) if args.cuda_graph else call
+            setups[impl] = setup
+        except Exception as error:  # the others are measured all the same
+            if impl == NONE:
+                raise
+            common.say(f"{name}: {impl} failed: {type(error).__name__}: {error}")
     common.progress(f"{name}: timing {', '.join(calls)}, {args.rounds} rounds")
     samples = common.time_in_turn(calls, args.rounds, args.device)
     rows, lines = [], []
@@ -135,7 +146,7 @@ def measure(args: argparse.Namespace, impls: list[str], training: bool) -> list[
     common.print_table(
         ", ".join([title, *details]), [*columns, "peak MB", "saved MB"], lines, rows[0]["device"]
     )
-    return rows
+    return rows, len(setups) <= len(impls)
 
 
 def _row(args, impl, samples, setup, training) -> common.Row:
@@ -216,7 +227,8 @@ def main(arguments: list[str] | None = None) -> int:
     right, wrong = checked(args, impls)
     rows: list[common.Row] = []
     for name in args.passes:
-        rows += measure(args, right, name == "train")
+        found, failed = measure(args, right, name == "train")
+        rows, wrong = rows + found, wrong or failed
         if args.json:
             common.write_json(args.json, rows)
     return int(wrong)

@@ -34,7 +34,8 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-TENSOR_CORES = {"sm_80": r"\bHMMA\b", "sm_90": r"\b[HQ]GMMA\b|\bHMMA\b", "gfx942": r"\bv_mfma_"}
+# In PTX and in AMD's assembly; disassembling the machine code takes as long as compiling it.
+TENSOR_CORES = {"ptx": r"\bmma\.sync\b|\bwgmma\.mma_async\b", "amdgcn": r"\bv_mfma_"}
 # Shared memory a block may have. Triton leaves out a configuration that needs more.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
 VIEWS = ("spatial", "channel")
@@ -82,8 +83,7 @@ def launches(args: argparse.Namespace) -> list[Launch]:
             values = tuple(named[name] for name in kernel.function.arg_names)
             options = config.get("num_warps"), config.get("num_stages")
             pairs = zip(kernel.function.params, values, strict=True)
-            kinds = [v if p.is_constexpr else _kind(v) for p, v in pairs]  # whatever the sizes
-            key = (kernel, options, str(kinds))
+            key = (kernel, options, str([_kind(*pair) for pair in pairs]))
             found.setdefault(key, Launch(kernel, config, index == 0, values))
         return kernel.configs[0]
 
@@ -138,10 +138,15 @@ def _dtype(value: Any) -> Any:
     return value.dtype if isinstance(value, Tensor) else value
 
 
-def _kind(value: Any) -> Any:
+def _kind(parameter: Any, value: Any) -> Any:
+    """What Triton compiles anew for: the types, and of sizes what they are divisible by."""
+    if parameter.is_constexpr or isinstance(value, torch.dtype):
+        return value
     if isinstance(value, tuple):
-        return tuple(map(_kind, value))
-    return value if isinstance(value, torch.dtype) else type(value).__name__
+        return tuple(_kind(parameter, part) for part in value)
+    if isinstance(value, float) or parameter.do_not_specialize:
+        return type(value).__name__
+    return 1 if value == 1 else f"{16 if value % 16 == 0 else 1} n"
 
 
 # How it is compiled: as Triton's own launch would, told of what is divisible by 16.
@@ -153,6 +158,8 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
         path = (index,)
         if function.params[index].is_constexpr:
             signature[name], constants[path] = "constexpr", value
+        elif function.params[index].do_not_specialize:
+            signature[name] = "i32"
         else:
             signature[name] = _described(value, path, constants, attributes)
     options = {
@@ -178,25 +185,22 @@ def _described(value: Any, path: tuple[int, ...], constants: dict, attributes: d
 
 def usage(kernel: Any, name: str) -> Usage:
     shared = kernel.metadata.shared
-    if name.startswith("gfx"):
-        code = kernel.asm["amdgcn"]
+    language = "amdgcn" if name.startswith("gfx") else "ptx"
+    code = kernel.asm[language]
+    if language == "amdgcn":
         registers = int(re.search(r"\.vgpr_count:\s*(\d+)", code)[1])
         # Scalar registers may be kept in lanes of vector registers; that is no memory.
         spilled = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", code)[1])
     else:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             Path(file.name).write_bytes(kernel.asm["cubin"])
-            text = _disassembled("-res-usage", file.name)
-            code = _disassembled("-sass", file.name)
+            tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+            command = [tool, "-res-usage", file.name]
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         registers = int(re.search(r"REG:(\d+)", text)[1])
         spilled = int(re.search(r"LOCAL:(\d+)", text)[1])
         spilled += int(re.search(r"STACK:(\d+)", text)[1])
-    return Usage(registers, shared, spilled, len(re.findall(TENSOR_CORES[name], code)))
-
-
-def _disassembled(option: str, path: str) -> str:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout
+    return Usage(registers, shared, spilled, len(re.findall(TENSOR_CORES[language], code)))
 
 
 def has_products(launch: Launch) -> bool:
@@ -215,6 +219,20 @@ def failures(launch: Launch, found: Usage, target: str) -> list[str]:
     return wrong
 
 
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The options that say which launches."""
+    add = parser.add_argument
+    add("--stages", type=common.listed(*map(str, testing.STAGES)), default=["1", "2", "3", "4"])
+    add("--views", type=common.listed(*VIEWS), default=list(VIEWS))
+    add("--dtype", type=common.listed(*common.DTYPES), default=["bfloat16"])
+    add("--layout", type=common.listed("contiguous", "channels_last"), default=["contiguous"])
+    add("--defaults", action="store_true", help="only the first configuration of each kernel")
+
+
+def selected(args: argparse.Namespace) -> list[Launch]:
+    return [launch for launch in launches(args) if launch.default or not args.defaults]
+
+
 def main(arguments: list[str] | None = None) -> int:
     description, _, examples = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -222,15 +240,10 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add("--targets", type=common.listed(*TARGETS), default=list(TARGETS))
-    add("--stages", type=common.listed(*map(str, testing.STAGES)), default=["1", "2", "3", "4"])
-    add("--views", type=common.listed(*VIEWS), default=list(VIEWS))
-    add("--dtype", type=common.listed(*common.DTYPES), default=["bfloat16"])
-    add("--layout", type=common.listed("contiguous", "channels_last"), default=["contiguous"])
-    add("--defaults", action="store_true", help="only the first configuration of each kernel")
+    parser.add_argument("--targets", type=common.listed(*TARGETS), default=list(TARGETS))
+    add_selection(parser)
     args = parser.parse_args(arguments)
-    found = [launch for launch in launches(args) if launch.default or not args.defaults]
+    found = selected(args)
     wrong = 0
     header = ("target", "kernel", "registers", "shared", "spills", "tensor")
     print("{:<8}{:<20}{:>10}{:>8}{:>7}{:>7}  as".format(*header))

@@ -1,42 +1,61 @@
 #!/usr/bin/env bash
-# What needs a GPU, in less than 8 minutes: the gpu tests, the operator and the whole network.
+# What needs a GPU, in less than 8 minutes: the operator, the whole network, the gpu tests, the
+# compiled peers.
 #
 #   pip install --no-build-isolation --no-deps -e . && bench/gpu_suite.sh
 #
-# Results go to bench/results/<gpu>/ (or OUT). Every part runs, whatever became of the others; the
-# status is 1 if any of them failed or ran out of time. SMALL=1 is a dry run on the CPU.
+# Rows and the log of it go to bench/results/<gpu>/ (or OUT), rows as soon as they are known. Every
+# part runs, whatever became of the others, the most telling first; the status is 1 if any of them
+# failed or ran out of time. SMALL=1 is a dry run on the CPU.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python}
 out=${OUT:-$("$python" bench/common.py)} || exit 1
 mkdir -p "$out"
+export PYTHONUNBUFFERED=1
 
 if [ "${SMALL:-0}" = 1 ]; then
-    rga=(--device cpu --stages 3 --batch 1 --rounds 1)
+    limit=2000
+    small=(--help)  # without a GPU there is nothing to compile for
+    rga=(--device cpu --stages 3 --batch 1 --rounds 1 --impl torch --passes eval)
+    compiled=()
     step=(--device cpu --arch resnet18 --size 32x16 --batch 4 --rounds 1)
 else
+    limit=465  # seconds for all parts
+    small=()
     # Replayed from CUDA graphs: the GPU's time, not the time Python takes to launch.
-    rga=(--device cuda --dtype bfloat16 --batch 64 --stages 1,4,2,3 --rounds 15 --compile --cuda-graph)
+    rga=(--device cuda --dtype bfloat16 --batch 64 --stages 1,4,2,3 --rounds 15 --cuda-graph)
+    compiled=(--compile)
     step=(--device cuda --amp --channels-last --batch 64 --rounds 15 --cuda-graph)
 fi
 
 failed=()
-part() { # name, seconds, command
-    local name=$1 seconds=$2 begin=$SECONDS
+part() { # name, seconds at most, command
+    local name=$1 seconds=$2 begin=$SECONDS left=$((limit - SECONDS)) status=124
     shift 2
+    [ "${SMALL:-0}" = 0 ] || seconds=$left
+    [ "$seconds" -lt "$left" ] || seconds=$left
     echo "== $name"
-    timeout "$seconds" "$@"
-    local status=$?
+    # An interrupt lets Python say where it was, and pytest what had failed.
+    [ "$seconds" -le 0 ] || { timeout --signal=INT --kill-after=10 "$seconds" "$@"; status=$?; }
     echo "== $name: status $status after $((SECONDS - begin)) s"
     [ "$status" = 0 ] || failed+=("$name")
 }
 
-part tests 120 "$python" -m pytest -q -m gpu -p no:cacheprovider
-part bench_step 90 "$python" bench/bench_step.py "${step[@]}" --json "$out/bench_step.json"
-part bench_rga 250 "$python" bench/bench_rga.py "${rga[@]}" --json "$out/bench_rga.json"
+suite() {
+    local layouts=contiguous,channels_last
+    part warm 80 "$python" bench/warm_triton.py --dtype bfloat16 --layout $layouts "${small[@]}"
+    part bench_rga 100 "$python" bench/bench_rga.py "${rga[@]}" --json "$out/bench_rga.json"
+    part bench_step 110 "$python" bench/bench_step.py "${step[@]}" --passes train,eval \
+        --json "$out/bench_step.json"
+    part warm_tests 50 "$python" bench/warm_triton.py --dtype float32,float16 --layout $layouts \
+        --defaults "${small[@]}"
+    part tests 120 "$python" -m pytest -q -m gpu --tb=short -p no:cacheprovider
+    part bench_rga_compiled $limit "$python" bench/bench_rga.py "${rga[@]}" "${compiled[@]}" \
+        --json "$out/bench_rga-compiled.json"
+    echo "results: $out"
+    [ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
+}
 
-echo "results: $out"
-if [ ${#failed[@]} -gt 0 ]; then
-    echo "failed: ${failed[*]}"
-    exit 1
-fi
+suite 2>&1 | tee "$out/gpu_suite.log"
+exit "${PIPESTATUS[0]}"

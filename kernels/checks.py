@@ -33,6 +33,9 @@ def check(name: str, arguments: dict[str, Any]) -> None:
     layers = arguments.keys() & {"weights", "norms"}
     tensors = list(_layers(name, arguments) if layers else _named(arguments))
     first = tensors[0][1]
+    rows = sum(shape[0] for label, _, shape, _ in tensors if label.startswith("weight"))
+    if rows * first.shape[-1] >= 2**31:  # of E, Z and the hidden layer, which may be results
+        _refuse(name, f"it supports less than 2^31 values an image, got {rows} x {first.shape[-1]}")
     for label, tensor, shape, dtype in tensors:
         if tuple(tensor.shape) != shape:
             _refuse(name, f"{label} must be {shape}, got {tuple(tensor.shape)}")

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rga_fast.kernels.launch import INTERPRETED, Kernel
+from rga_fast.kernels.launch import INTERPRETED, Kernel, jit
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def store_stats(parts, part, x, row, rows, valid, count):
     tl.store(to + rows, square.to(tl.float64), row < rows)
 
 
-@triton.jit
+@jit
 def merge_kernel(
     parts, stats, count, rows, n, tiles, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -116,7 +116,7 @@ def merge_kernel(
     tl.store(stats + rows + row, (squares / values - mean * mean).to(tl.float32), row < rows)
 
 
-@triton.jit
+@jit
 def sum_kernel(
     parts, first, second, count, width_first, width_second, BLOCK_P: tl.constexpr,
     BLOCK_W: tl.constexpr,

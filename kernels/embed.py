@@ -18,10 +18,10 @@ from rga_fast.kernels.common import (
     summed,
     through_norm,
 )
-from rga_fast.kernels.launch import Kernel, precision
+from rga_fast.kernels.launch import Kernel, jit, precision
 
 
-@triton.jit
+@jit
 def embed_fwd_kernel(
     V, weight_e, E, parts, stride_b, stride_d, stride_n, d, n, r, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -60,7 +60,7 @@ def load_dE(dE, E, norm_e, means_e, row, node, n, r):
     return dx.to(dy.dtype)
 
 
-@triton.jit
+@jit
 def embed_bwd_nodes_kernel(
     dout, logit, norm_l, E, norm_e, means_e, weight_e, dE, dnodes, dV,
     stride_b, stride_d, stride_n, d, n, r, HAS_DNODES: tl.constexpr, PRECISION: tl.constexpr,
@@ -90,7 +90,7 @@ def embed_bwd_nodes_kernel(
     tl.store(dV + at, acc.to(dV.dtype.element_ty), mask)
 
 
-@triton.jit
+@jit
 def embed_bwd_weight_kernel(
     V, E, norm_e, means_e, dE, parts, stride_b, stride_d, stride_n, B, d, n, r, splits,
     PRECISION: tl.constexpr,

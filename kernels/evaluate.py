@@ -1,18 +1,17 @@
 """A branch in evaluation, four launches: the running statistics are constants of the layers."""
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from rga_fast.kernels.common import cdiv, multiply, relu
 from rga_fast.kernels.gate import store_gated
-from rga_fast.kernels.launch import Kernel, power_of_2, precision
+from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision
 from rga_fast.kernels.perceptron import through_psi, through_relations
 from rga_fast.kernels.relate import Nodes, columns, relations
 
 
-@triton.jit
+@jit
 def fold_kernel(
     weights, norms, folded, table, eps, rows, widths, FOLDED: tl.constexpr,
     LAYERS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -44,7 +43,7 @@ def fold_kernel(
         to += rows[i] * widths[i]
 
 
-@triton.jit
+@jit
 def embed_kernel(
     V, folded, table, nodes, psi, stride_b, stride_d, stride_n, d, n, q, r, rows,
     PRECISION: tl.constexpr,
@@ -82,7 +81,7 @@ def embed_kernel(
         tl.store(to, y.to(nodes.dtype.element_ty), mask)
 
 
-@triton.jit
+@jit
 def attend_kernel(
     V, nodes, PQ, psi, weight_h, weight_l, table, out, stride_b, stride_d, stride_n,
     nodes_b, nodes_d, nodes_n, d, n, m, q, k, p, r, psi_rows, psi_tiles, rows,

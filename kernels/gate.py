@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rga_fast.kernels.common import attention_value, cdiv, summed
-from rga_fast.kernels.launch import Kernel
+from rga_fast.kernels.launch import Kernel, jit
 
 
 @triton.jit
@@ -18,7 +18,7 @@ def store_gated(V, out, a, feature, node, stride_d, stride_n, d, n):
     tl.store(out + at, (v.to(tl.float32) * a[None, :]).to(v.dtype), mask)
 
 
-@triton.jit
+@jit
 def gate_fwd_kernel(
     V, logit, norm_l, out, stride_b, stride_d, stride_n, d, n,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -35,7 +35,7 @@ def gate_fwd_kernel(
     store_gated(V + b, out + b, a, feature, node, stride_d, stride_n, d, n)
 
 
-@triton.jit
+@jit
 def gate_bwd_kernel(
     dout, V, logit, norm_l, dlogit, parts, stride_b, stride_d, stride_n, d, n,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,

@@ -16,6 +16,9 @@ LOW = (torch.bfloat16, torch.float16)
 # spill, and compile for minutes.
 EXACT = 32
 Config = dict[str, int]
+# Kernels are `jit`, what they call is `triton.jit`. These sizes align no address, so one compiled
+# kernel serves them all: the last batch of an epoch, and most of a network's stages.
+jit = triton.jit(do_not_specialize=("B", "k", "psi_rows", "psi_tiles", "splits", "count", "tiles"))
 
 
 class Kernel:

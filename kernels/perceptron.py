@@ -18,7 +18,7 @@ from rga_fast.kernels.common import (
     summed,
     through_norm,
 )
-from rga_fast.kernels.launch import Kernel, power_of_2, precision
+from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision
 from rga_fast.kernels.relate import nodes_of, relations
 
 
@@ -37,7 +37,7 @@ def through_relations(weight_h, y, hidden, unit, row, m, k, p, PRECISION: tl.con
     return multiply(w.to(y.dtype), y, hidden, PRECISION)
 
 
-@triton.jit
+@jit
 def hidden_fwd_kernel(
     psi, Z, norm_z, weight_h, hidden, parts, n, m, k, p, PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -64,7 +64,7 @@ def hidden_fwd_kernel(
     store_stats(parts, part.to(tl.int64), acc, unit, k, node < n, count)
 
 
-@triton.jit
+@jit
 def logit_fwd_kernel(
     hidden, norm_h, weight_l, logit, parts, n, k, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -101,7 +101,7 @@ def hidden_gradient(hidden, norm_h, weight_l, dl, unit, node, n, k):
     return dy, xhat, rstd, weight
 
 
-@triton.jit
+@jit
 def logit_bwd_kernel(
     nodes, norm_e, PQ, psi, norm_z, weight_h, norm_h, weight_l, logit, norm_l, dlogit, means_l,
     Z, hidden, dl, parts, stride_b, stride_d, stride_n, n, m, q, rows, k, p,
@@ -162,7 +162,7 @@ def load_dhidden(hidden, norm_h, means_h, weight_l, dl, unit, node, n, k):
     return tl.where((unit < k)[:, None] & (node < n)[None, :], dx, 0.0)
 
 
-@triton.jit
+@jit
 def hidden_bwd_kernel(
     psi, Z, norm_z, weight_h, hidden, norm_h, means_h, weight_l, dl, dhidden, parts,
     B, n, m, k, p, splits, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, TILES_K: tl.constexpr,

@@ -108,6 +108,19 @@ def test_a_wrong_result_is_not_timed(bench, tmp_path, capsys, monkeypatch, wrong
     assert "exceeds the budget" in capsys.readouterr().err
 
 
+def out_of_registers(*args):
+    raise RuntimeError("out of registers")
+
+
+def test_what_fails_to_run_costs_no_other_its_rows(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(functional, "_attention", out_of_registers)
+    path = tmp_path / "rows.json"
+    options = ["--passes", "eval", "--json", str(path)]
+    assert bench.main([*RUN, "torch,reference", *options]) == 1
+    assert [row["impl"] for row in json.loads(path.read_text())] == ["reference", "limit"]
+    assert "torch failed: RuntimeError: out of registers" in capsys.readouterr().err
+
+
 def test_a_compiled_peer_is_timed_and_its_error_said(bench, tmp_path, capsys, monkeypatch):
     def compiled(module, **options):
         assert options == {"dynamic": False, "fullgraph": True}
@@ -268,6 +281,21 @@ def test_a_wrong_network_is_not_timed(step, tmp_path, monkeypatch, capsys):
     assert "torch is wrong: features: relative error" in capsys.readouterr().err
 
 
+def test_a_network_that_fails_to_train_costs_no_other_its_rows(step, tmp_path, monkeypatch, capsys):
+    right = functional._attention
+    monkeypatch.setattr(
+        functional,
+        "_attention",
+        lambda *args: (out_of_registers if torch.is_grad_enabled() else right)(*args),
+    )
+    path = tmp_path / "rows.json"
+    options = ["--passes", "train,eval", "--impl", "torch", "--json", str(path)]
+    assert step.main([*STEP, *options]) == 1
+    rows = [(row["pass"], row["impl"]) for row in json.loads(path.read_text())]
+    assert rows == [("train", "no attention"), ("eval", "no attention"), ("eval", "torch")]
+    assert "training step: torch failed: RuntimeError: out of registers" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_replay_from_cuda_graphs(bench, tmp_path):
@@ -286,7 +314,9 @@ def test_gpu_suite_dry_run(tmp_path):
     environment = {**os.environ, "SMALL": "1", "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = ["bash", str(BENCH / "gpu_suite.sh")]
     subprocess.run(command, env={**environment, "PYTHON": sys.executable}, check=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"bench_rga.json", "bench_step.json"}
+    rows = {"bench_rga.json", "bench_rga-compiled.json", "bench_step.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {*rows, "gpu_suite.log"}
     broken = subprocess.run(command, env={**environment, "PYTHON": "false"}, capture_output=True)
     assert broken.returncode == 1
-    assert b"failed: tests bench_step bench_rga" in broken.stdout
+    parts = b"failed: warm bench_rga bench_step warm_tests tests bench_rga_compiled"
+    assert parts in broken.stdout

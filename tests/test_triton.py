@@ -1,6 +1,7 @@
 """The Triton implementation as a whole. Without a GPU its kernels run in Triton's interpreter."""
 
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -128,6 +129,20 @@ def test_addresses_beyond_2_to_the_31():
     assert torch.equal(E, expected)
 
 
+@interpreted
+def test_offsets_within_an_image_fit_32_bits():
+    """Z of a small map may be larger than that: it would be written beyond its memory."""
+    from rga_fast.kernels import checks
+
+    n, meta = 2**17, functools.partial(torch.empty, device="meta")
+    arguments = {"V": meta(1, 1, n), "E": meta(1, 0, n), "norm_e": meta(4, 0)}
+    arguments |= {"weight_z": meta(n // 8, 2 * n), "embeddings": 0, "psi_rows": 0}
+    with pytest.raises(RuntimeError, match=r"relate_fwd: it supports less than 2\^31 values"):
+        checks.check("relate_fwd", arguments)
+    arguments["weight_z"] = meta(n // 8 - 1, 2 * n)
+    checks.check("relate_fwd", arguments)
+
+
 def test_auto_never_interprets():
     x = make_map((2, 8, 4, 2))
     if INTERPRETED:
@@ -165,6 +180,59 @@ def test_without_triton():
     assert error.startswith(
         "rga_fast: impl='triton' cannot run here: the Triton kernels could not be imported: "
     )
+
+
+CHOICES = """
+import os, sys, torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from rga_fast import kernels
+from rga_fast.kernels import embed, launch
+
+class Pretended:
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+timed, taken = [], []
+
+def bench(call, quantiles):
+    timed.append(call)
+    return [1 / len(timed)] * 3  # the last of the list is the fastest
+
+def run(kernel, *args, **options):
+    if kernel is embed.embed_fwd_kernel:
+        taken.append(options["BLOCK_R"])
+
+driver.set_active(Pretended())
+launch._bench, JITFunction.run = bench, run
+V, weight = torch.zeros(2, 256, 256, dtype=torch.bfloat16), torch.zeros(96, 256)
+
+def embedded(batch=2):
+    kernels.call("embed_fwd", V[:batch], weight)
+
+embedded(); embedded(1)
+embed.EMBED_FWD._tuners.clear()  # as a new process
+embedded()
+print("tuned", taken, len(timed))
+taken.clear()
+torch.use_deterministic_algorithms(True)
+embedded()
+torch.use_deterministic_algorithms(False)
+os.environ["RGA_FAST_TRITON_TUNE"] = "0"
+embedded()
+print("pinned", taken, len(timed))
+"""
+
+
+@needs_triton
+def test_a_choice_is_kept_on_disk_and_can_be_pinned(tmp_path):
+    """With a pretended GPU: nothing is compiled or run."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", CHOICES]
+    out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert out.stdout.splitlines() == ["tuned [128, 128, 128] 2", "pinned [64, 64] 2"]
+    assert len(list(tmp_path.rglob("*.autotune.json"))) == 1
 
 
 COMPILE = [sys.executable, ROOT / "bench" / "compile_report.py", "--stages", "1"]
