@@ -37,7 +37,9 @@ def cache_note(config: Config, splits: Iterable[Split], world: int = 1) -> str:
 
 
 def size_text(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
+    if nbytes >= 1e9:
+        return f"{nbytes / 1e9:.2f} GB"
+    return f"{nbytes / 1e6:.{0 if nbytes >= 1e7 else 1}f} MB"
 
 
 def make_sampler(
