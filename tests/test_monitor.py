@@ -98,11 +98,11 @@ def test_curves_are_means_of_epochs(tmp_path):
 
 
 def test_runs_in_one_picture(tmp_path):
-    runs = {name: write_run(tmp_path / name, [3.0, 2.0]) for name in ("a", "b")}
+    runs = {n: [write_run(tmp_path / f"{n}{i}", [3.0, 2.0]) for i in (0, 1)] for n in ("a", "b")}
     draw_curves(runs, tmp_path / "both.png")
     with Image.open(tmp_path / "both.png") as picture:
         assert picture.size == (960, 480)
-    (tmp_path / "a" / "metrics.jsonl").write_text("")
+    (tmp_path / "a1" / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="expected rows of steps, got none"):
         draw_curves(runs, tmp_path / "neither.png")
     assert not (tmp_path / "neither.png").exists()
