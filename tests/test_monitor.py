@@ -63,10 +63,19 @@ def test_nothing_is_written_unless_wanted(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_too_few_steps_to_profile(tmp_path, capsys):
+@pytest.mark.parametrize(("steps", "calls"), [(3, None), (4, 7), (5, 7)])
+def test_few_steps_to_profile(steps, calls, tmp_path, capsys):
+    """What was recorded is shown per step of those that were."""
     with Monitor(tmp_path, profile=True) as monitor:
-        monitor.step(torch.zeros(1, 3, 4, 2))
-    assert "that takes a run of at least 6 steps" in capsys.readouterr().out
+        for _ in range(steps):
+            for _ in range(7):
+                torch.ones(3).cumsum(0)
+            monitor.step(torch.zeros(1, 3, 4, 2))
+    text = capsys.readouterr().out
+    assert ("a run of at least 4 steps" in text) == (calls is None)
+    if calls is not None:
+        (line,) = [line for line in text.splitlines() if "aten::cumsum" in line]
+        assert line.split("│")[2].strip() == str(calls)
 
 
 def test_missing_extras_are_named(market, tmp_path, monkeypatch, capsys):  # noqa: F811
