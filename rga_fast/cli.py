@@ -72,7 +72,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from rga_fast.reid.checkpoint import load_checkpoint, load_weights, make_network
     from rga_fast.reid.distributed import pick_device
     from rga_fast.reid.evaluate import extract_features, open_eval_data, save_features, score
-    from rga_fast.reid.prepare import open_training_data
+    from rga_fast.reid.prepare import cache_note, open_training_data
 
     saved = load_checkpoint(options.checkpoint)
     config = saved.config.replace(impl=options.impl)
@@ -83,6 +83,8 @@ def evaluate(options: argparse.Namespace) -> None:
     load_weights(model, saved.weights, str(options.checkpoint))
     device = pick_device(config.device)
     model.to(device)
+    if config.cache == "memory":
+        console.console.print(cache_note(config, (data.query, data.gallery)))
     with console.progress("decoding images") as bar:
         images = open_eval_data(
             data, config.size, cache=config.cache, folder=config.cache_folder, progress=bar

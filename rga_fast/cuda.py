@@ -17,7 +17,7 @@ def import_error() -> ImportError | None:
     return cpp.ERROR
 
 
-@torch.compiler.assume_constant_result
+@ops.constant
 def _missing() -> str | None:
     """Why no map of this process can be run; None where one can."""
     if cpp.ERROR is not None:
@@ -32,7 +32,7 @@ def _missing() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@ops.constant
 def _too_old(index: int) -> str | None:
     has = torch.cuda.get_device_capability(index)
     if has >= CAPABILITY:

@@ -26,13 +26,13 @@ def import_error() -> ImportError | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@ops.constant
 def _missing() -> str | None:
     error = import_error()
     return None if error is None else f"the Triton kernels could not be imported: {error}"
 
 
-@torch.compiler.assume_constant_result
+@ops.constant
 def _too_old(index: int) -> str | None:
     if torch.version.hip is not None or torch.cuda.get_device_capability(index) >= CAPABILITY:
         return None

@@ -9,6 +9,7 @@ for name in {blocked!r}:
     sys.modules[name] = None
 import rga_fast, torch
 assert rga_fast.RGA(8, (4, 4))(torch.randn(2, 8, 4, 4)).shape == (2, 8, 4, 4)
+assert "torch._dynamo" not in sys.modules  # seconds, for those who don't compile
 loaded = [name for name in sys.modules if name.startswith("rga_fast.reid") and sys.modules[name]]
 assert not loaded, loaded
 """

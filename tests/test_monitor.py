@@ -63,10 +63,19 @@ def test_nothing_is_written_unless_wanted(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_too_few_steps_to_profile(tmp_path, capsys):
+@pytest.mark.parametrize(("steps", "calls"), [(3, None), (4, 7), (5, 7)])
+def test_few_steps_to_profile(steps, calls, tmp_path, capsys):
+    """What was recorded is shown per step of those that were."""
     with Monitor(tmp_path, profile=True) as monitor:
-        monitor.step(torch.zeros(1, 3, 4, 2))
-    assert "that takes a run of at least 6 steps" in capsys.readouterr().out
+        for _ in range(steps):
+            for _ in range(7):
+                torch.ones(3).cumsum(0)
+            monitor.step(torch.zeros(1, 3, 4, 2))
+    text = capsys.readouterr().out
+    assert ("a run of at least 4 steps" in text) == (calls is None)
+    if calls is not None:
+        (line,) = [line for line in text.splitlines() if "aten::cumsum" in line]
+        assert line.split("│")[2].strip() == str(calls)
 
 
 def test_missing_extras_are_named(market, tmp_path, monkeypatch, capsys):  # noqa: F811
@@ -98,11 +107,11 @@ def test_curves_are_means_of_epochs(tmp_path):
 
 
 def test_runs_in_one_picture(tmp_path):
-    runs = {name: write_run(tmp_path / name, [3.0, 2.0]) for name in ("a", "b")}
+    runs = {n: [write_run(tmp_path / f"{n}{i}", [3.0, 2.0]) for i in (0, 1)] for n in ("a", "b")}
     draw_curves(runs, tmp_path / "both.png")
     with Image.open(tmp_path / "both.png") as picture:
         assert picture.size == (960, 480)
-    (tmp_path / "a" / "metrics.jsonl").write_text("")
+    (tmp_path / "a1" / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="expected rows of steps, got none"):
         draw_curves(runs, tmp_path / "neither.png")
     assert not (tmp_path / "neither.png").exists()

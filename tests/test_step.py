@@ -49,7 +49,7 @@ def test_a_step_tells_the_losses_of_its_batch():
     training, (images, labels) = training_of(), batch()
     output = training_of().model(images)
     expected = reid_losses(output.before_neck, output.logits, labels)
-    result = training.step(images, labels, 1e-3)
+    result = training.step(images, labels, 1e-3).read()
     assert (result.loss, result.identity, result.triplet) == pytest.approx(
         tuple(loss.item() for loss in expected), rel=1e-12
     )
@@ -78,7 +78,7 @@ def test_accumulation_is_the_mean_of_the_slices():
 def test_clipping_shortens_the_gradient_and_tells_its_length():
     free, clipped = training_of(), training_of(TINY.replace(clip_norm=0.01))
     free.step(*batch(), 1e-3)
-    result = clipped.step(*batch(), 1e-3)
+    result = clipped.step(*batch(), 1e-3).read()
     gradients = [
         torch.cat([p.grad.flatten() for p in t.model.parameters() if p.grad is not None])
         for t in (free, clipped)
@@ -122,13 +122,26 @@ def test_mixed_precision(amp):
     training = scaled(training_of(TINY.replace(amp=amp), torch.float32), 64.0)
     seen = []
     training.model.backbone.layer3.register_forward_hook(lambda *a: seen.append(a[2].dtype))
-    result = training.step(*batch(dtype=torch.float32), 1e-3)
+    result = training.step(*batch(dtype=torch.float32), 1e-3).read()
     assert seen == [{"bf16": torch.bfloat16, "fp16": torch.float16}[amp]]
     assert math.isfinite(result.loss)
     assert {p.dtype for p in training.model.parameters()} == {torch.float32}
     assert training.scaler.is_enabled() == (amp == "fp16")
     before = parameters(training_of(dtype=torch.float32))
     assert not torch.equal(training.model.cls.weight, before["cls.weight"])
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_step_reads_nothing_back(amp, monkeypatch):
+    """A GPU would be waited for at each value that Python asks for."""
+    config = TINY.replace(amp=amp, accumulate=2, ema=0.5, clip_norm=1.0, impl="torch")
+    training, (images, labels) = training_of(config, torch.float32), batch(dtype=torch.float32)
+    training.step(images, labels, 1e-3)
+    with monkeypatch.context() as patch:
+        for name in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"):
+            patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a value was read"))
+        pending = training.step(images, labels, 1e-3)
+    assert math.isfinite(pending.read().loss)
 
 
 def test_gradients_that_overflow_in_fp16_are_left_out():
@@ -163,8 +176,8 @@ def test_channels_last_changes_the_layout_alone():
     weight = other.model.backbone.layer1[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     for step in range(2):
-        expected = plain.step(*batch(step), 1e-3)
-        assert other.step(*batch(step), 1e-3)[:4] == pytest.approx(expected[:4], rel=1e-7)
+        expected, result = (t.step(*batch(step), 1e-3).read() for t in (plain, other))
+        assert result[:4] == pytest.approx(expected[:4], rel=1e-7)
 
 
 @pytest.mark.slow
@@ -174,8 +187,8 @@ def test_compiled_steps(monkeypatch):
     monkeypatch.setattr(torch, "compile", capture)
     plain, other = training_of(), training_of(TINY.replace(compile=True))
     for step in range(2):
-        expected = plain.step(*batch(step), 1e-3)
-        assert other.step(*batch(step), 1e-3)[:4] == pytest.approx(expected[:4], rel=1e-7)
+        expected, result = (t.step(*batch(step), 1e-3).read() for t in (plain, other))
+        assert result[:4] == pytest.approx(expected[:4], rel=1e-7)
 
 
 def test_cuda_graphs_need_cuda():
@@ -197,7 +210,7 @@ def test_on_a_gpu(amp, options):
     eps = {"off": 2**-10, "bf16": 2**-7, "fp16": 2**-10}[amp]  # TF32 has 10 bits
     for step in range(4):
         images, labels = (t.to(device) for t in batch(step, torch.float32))
-        expected, result = plain.step(images, labels, 1e-3), other.step(images, labels, 1e-3)
+        expected, result = (t.step(images, labels, 1e-3).read() for t in (plain, other))
         assert math.isfinite(result.loss)
         if step == 0:
             assert result.loss == pytest.approx(expected.loss, rel=8 * eps)

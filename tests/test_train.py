@@ -5,17 +5,17 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
+import processes
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from rga_fast import cli
+from rga_fast.reid import train
 from rga_fast.reid.checkpoint import load_checkpoint, save_checkpoint
 from rga_fast.reid.config import RECIPES, Config, parse_assignments
 from rga_fast.reid.train import learning_rate
@@ -29,6 +29,7 @@ SMALL = [
     "identities_per_batch=4",
     "images_per_identity=2",
     "checkpoint_every=1",
+    "device=cpu",
 ]
 
 
@@ -58,6 +59,22 @@ def run(*arguments) -> int:
 def rows(folder, key="loss"):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if key in row]
+
+
+class Killed(BaseException):
+    """What nothing in a run catches."""
+
+
+def run_until(step, *arguments):
+    """A run that is gone before it takes step number `step`, counted from its own first."""
+
+    def die():
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", _at_step(step, die))
+        with pytest.raises(Killed):
+            run(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -95,40 +112,45 @@ def test_a_run_leaves_everything_that_traces_it(trained, market):
 
 
 def test_the_same_seed_gives_the_same_losses(trained, market, tmp_path):
-    assert run("train", "--fused", "--data", market, "--out", tmp_path / "b", *SMALL) == 0
+    common = ["train", "--fused", "--data", market, *SMALL, "--out"]
+    run_until(5, *common, tmp_path / "b")
     losses = [row["loss"] for row in rows(trained)]
-    assert [row["loss"] for row in rows(tmp_path / "b")] == losses
-    assert (
-        run("train", "--fused", "--seed=1", "--data", market, "--out", tmp_path / "c", *SMALL) == 0
-    )
-    assert [row["loss"] for row in rows(tmp_path / "c")] != losses
+    assert [row["loss"] for row in rows(tmp_path / "b")] == losses[:4]
+    run_until(2, *common, tmp_path / "c", "--seed=1")
+    assert rows(tmp_path / "c")[0]["loss"] != losses[0]
 
 
 def test_reference_and_fused_start_alike(trained, market, tmp_path):
-    assert run("train", "--data", market, "--out", tmp_path / "r", *SMALL) == 0
-    assert load_checkpoint(tmp_path / "r/checkpoints/last.pt").config.impl == "reference"
-    for expected, row in zip(rows(trained)[:2], rows(tmp_path / "r")[:2], strict=True):
+    run_until(3, "train", "--data", market, "--out", tmp_path / "r", *SMALL)
+    assert yaml.safe_load((tmp_path / "r/config.yaml").read_text())["impl"] == "reference"
+    for expected, row in zip(rows(trained)[:2], rows(tmp_path / "r"), strict=True):
         assert math.isclose(expected["loss"], row["loss"], rel_tol=1e-3)
 
 
-def test_resume_equals_a_run_never_interrupted(trained, market, tmp_path):
+def test_resume_equals_a_run_never_interrupted(trained, market, tmp_path, monkeypatch):
+    """Killed in a step, and again when all is trained and saved, but not evaluated. The third start
+    reads results late, as on a GPU."""
     out = tmp_path / "resumed"
     common = ["train", "--fused", "--data", market, "--out", out]
-
-    class Killed(BaseException):
-        pass
-
-    def die():
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", _at_step(5, die))
-        with pytest.raises(Killed):
-            run(*common, *SMALL)
+    run_until(5, *common, *SMALL)
     saved = load_checkpoint(out / "checkpoints/last.pt")
     assert (saved.epoch, saved.step) == (1, 0)
+
+    def die(*_):
+        raise Killed
+
+    monkeypatch.setattr(train, "READ_BEHIND", {"cpu": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", die)
+        with pytest.raises(Killed):
+            run(*common, "--resume", "auto")
+    assert [row["loss"] for row in rows(out)] == [row["loss"] for row in rows(trained)]
     assert run(*common, "--resume", "auto") == 0
     assert_same_run(out, trained)
+    summary, expected = (json.loads((f / "summary.json").read_text()) for f in (out, trained))
+    assert {k: summary[k] for k in ("before", "after")} == {
+        k: expected[k] for k in ("before", "after")
+    }
 
 
 STATEFUL = [
@@ -149,20 +171,10 @@ def test_resume_with_everything_that_has_state(market, tmp_path, monkeypatch):
 
     monkeypatch.setattr("rga_fast.reid.checkpoint.ReidNet", Dropping)
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    common = ["train", "--fused", "--data", market, *SMALL, *STATEFUL, "epochs=3", "--out"]
+    common = ["train", "--fused", "--data", market, *SMALL, *STATEFUL, "--out"]
     assert run(*common, whole) == 0
-
-    class Killed(BaseException):
-        pass
-
-    def die():
-        raise Killed
-
-    for resumed, step in (([], 5), (["--resume", "auto"], 5)):  # in the 2nd and the 3rd epoch
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.optim.Adam, "step", _at_step(step, die))
-            with pytest.raises(Killed):
-                run(*common, out, *resumed)
+    run_until(5, *common, out)
+    run_until(2, *common, out, "--resume", "auto")
     assert run(*common, out, "--resume", "auto") == 0
     assert_same_run(out, whole)
     assert all(row["grad_norm"] > 0 for row in rows(out))
@@ -224,19 +236,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
 def test_kill_9_at_any_moment(trained, market, tmp_path):
     """Whatever the moment, a new start with --resume auto ends at the losses of the whole run."""
     out = tmp_path / "killed"
-    program = [sys.executable, "-c", "import torch; torch.set_num_threads(1); import sys; "
-               "from rga_fast.cli import main; sys.exit(main(sys.argv[1:]))"]  # fmt: skip
-    common = ["train", "--fused", "--data", str(market), "--out", str(out)]
-    command = [*program, *common, *SMALL]
-    for steps in (3, 5):
-        process = subprocess.Popen([*command, "--resume", "auto"])
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
+    common = ["train", "--fused", "--data", market, "--out", out, *SMALL, "--resume", "auto"]
+    for steps in (1, 4, 3):  # before a checkpoint, behind one, while rows are written anew
+        process = processes.start(run, *common)
+        deadline = time.monotonic() + 60
+        while process.is_alive() and time.monotonic() < deadline:
             if (out / "metrics.jsonl").exists() and len(rows(out)) >= steps:
                 process.kill()
             time.sleep(0.002)
-        process.wait()
-    assert run(*common, *SMALL, "--resume", "auto") == 0
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert run(*common) == 0
     assert_same_run(out, trained)
 
 

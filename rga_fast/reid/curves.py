@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,29 +56,34 @@ def read_curves(run: Path) -> dict[str, Curve]:
     return curves
 
 
-def draw_curves(runs: Mapping[str, Path], target: Path) -> None:
+def draw_curves(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
     """Draws loss, learning rate, accuracy, mAP, rank-1 and images/s over the epochs to a PNG file.
 
-    `runs` are folders of runs by the names to show. ImportError says which extra this takes;
-    ValueError and OSError as `read_curves`.
+    `runs` are folders of runs by the names to show; those of a name, which differ by their seed,
+    share a colour. ImportError says which extra this takes; ValueError and OSError as
+    `read_curves`.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(WANTED) from error
-    curves = {label: read_curves(run) for label, run in runs.items()}
+    curves = {label: [read_curves(run) for run in folders] for label, folders in runs.items()}
+    every = [of_run for of_label in curves.values() for of_run in of_label]
     figure = Figure(figsize=(12, 6), layout="constrained")
     axes = figure.subplots(2, 3)
     for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
-        for label, of_run in curves.items():
-            marker = "o" if len(of_run[name].x) < 30 else None
-            axis.plot(*of_run[name], label=label, marker=marker, markersize=3, linewidth=1.5)
+        for index, (label, of_label) in enumerate(curves.items()):
+            style = {"color": f"C{index}", "markersize": 3, "linewidth": 1.5 / len(of_label) ** 0.5}
+            for number, of_run in enumerate(of_label):
+                marker = "o" if len(of_run[name].x) < 30 else None
+                shown = label if number == 0 else None  # once in the legend
+                axis.plot(*of_run[name], label=shown, marker=marker, **style)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch", fontsize=9)
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if name != "loss":
-            most = max((max(c[name].y, default=0.0) for c in curves.values()), default=0.0)
+            most = max((max(c[name].y, default=0.0) for c in every), default=0.0)
             axis.set_ylim(0, 1.05 * most or 1)
     if len(curves) > 1:
         axes[0, 0].legend()
@@ -95,7 +100,7 @@ def curves_note(run: Path) -> str:
     """Draws `curves.png` in a run's folder if that can be done; a line that says so."""
     target = run / "curves.png"
     try:
-        draw_curves({run.name: run}, target)
+        draw_curves({run.name: [run]}, target)
     except ImportError as error:
         return str(error)
     return f"its curves: {target}"

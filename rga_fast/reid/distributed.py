@@ -14,8 +14,10 @@ from torch import Tensor
 
 from rga_fast.reid.console import console
 
-# For a rank that lives but does not answer, longer than rank 0 ranks a large gallery. One that dies
-# is noticed at once, by its closed connections and by torchrun.
+# For a rank that lives but does not answer. One that dies is noticed at once, by its closed
+# connections and by torchrun. A shorter limit would end runs that are well: the others wait while
+# rank 0 draws the synthetic data set, writes a cache or a checkpoint or ranks a large gallery, and
+# while one of them still compiles its first step.
 TIMEOUT = timedelta(minutes=10)
 
 T = TypeVar("T")

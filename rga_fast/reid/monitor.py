@@ -63,10 +63,11 @@ class Monitor:
 
     def __exit__(self, *_: object) -> None:
         if self._profiler is not None:
-            self._profiler.stop()
+            self._profiler.stop()  # keeps what it recorded, if there is something
+        if self._profiler is not None:
             console.print(
                 "nothing was profiled: that takes a run of at least "
-                f"{SKIPPED_STEPS + WARMUP_STEPS + PROFILED_STEPS} steps"
+                f"{SKIPPED_STEPS + WARMUP_STEPS + 1} steps"
             )
         if self._writer is not None:
             self._writer.close()
@@ -107,10 +108,13 @@ class Monitor:
         )
 
     def _keep_profile(self, profiler: torch.profiler.profile) -> None:
+        steps = self._step - self._first_step - SKIPPED_STEPS - WARMUP_STEPS
+        if steps < 1:  # the run ended before
+            return
         folder = self.out / "profile"
         keep = torch.profiler.tensorboard_trace_handler(str(folder), "train", use_gzip=True)
         keep(profiler)
-        console.print(_operator_table(profiler.key_averages()))
+        console.print(_operator_table(profiler.key_averages(), steps))
         console.print(
             f"the profile is in {folder}; to look at it: pip install 'rga-fast[profile]' && "
             f"tensorboard --logdir {self.out}",
@@ -142,8 +146,9 @@ def _thumbnails(pixels: Tensor) -> Tensor:
     return F.pad(images.clamp(0, 1), border, value=1.0)
 
 
-def _operator_table(events: Sequence[Any]) -> Table:
-    """The operators that took most time by themselves, on the GPU if there was one."""
+def _operator_table(events: Sequence[Any], steps: int) -> Table:
+    """The operators that took most time by themselves in `steps` steps, on the GPU if there was
+    one."""
     on_device = any(event.self_device_time_total > 0 for event in events)
     name = "self_device_time_total" if on_device else "self_cpu_time_total"
     events = [event for event in events if not event.key.startswith("ProfilerStep")]
@@ -159,8 +164,8 @@ def _operator_table(events: Sequence[Any]) -> Table:
         time = getattr(event, name)
         table.add_row(
             event.key,
-            f"{event.count / PROFILED_STEPS:.0f}",
-            f"{time / PROFILED_STEPS / 1e3:.2f}",
+            f"{event.count / steps:.0f}",
+            f"{time / steps / 1e3:.2f}",
             f"{time / max(total, 1e-9):.1%}",
         )
     return table

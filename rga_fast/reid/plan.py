@@ -15,7 +15,13 @@ from rga_fast.reid.console import console, dataset_table, progress
 from rga_fast.reid.datasets import ReidData, open_dataset
 from rga_fast.reid.distributed import Ranks, pick_device
 from rga_fast.reid.memory import step_memory
-from rga_fast.reid.prepare import describe_network, make_sampler, open_training_data
+from rga_fast.reid.prepare import (
+    cache_note,
+    describe_network,
+    make_sampler,
+    open_training_data,
+    size_text,
+)
 from rga_fast.reid.synth import write_dataset
 from rga_fast.reid.synth.cached import IDENTITIES, SEED, cached_folder
 
@@ -51,18 +57,14 @@ def describe_run(config: Config) -> None:
     console.print(f"steps: {steps:,} an epoch, {steps * config.epochs:,} in {config.epochs} epochs")
     memory = step_memory(config, num_classes, len(positions), device)
     console.print(
-        f"memory of a step: {_size(memory.peak)} = weights {_size(memory.weights)} + gradients "
-        f"{_size(memory.gradients)} + Adam {_size(memory.optimizer)} + maps and the rest "
-        f"{_size(memory.activations)}\n"
+        f"memory of a step: {size_text(memory.peak)} = weights {size_text(memory.weights)} "
+        f"+ gradients {size_text(memory.gradients)} + Adam {size_text(memory.optimizer)} "
+        f"+ maps and the rest {size_text(memory.activations)}\n"
         "  estimated from the sizes of all tensors; scratch memory of operators, the allocator's "
         "waste and the program itself come on top"
     )
     if config.cache != "off":
-        where = "in memory" if config.cache == "memory" else "in a file on disk"
-        images = sum(len(split) for split in (data.train, data.query, data.gallery))
-        console.print(
-            f"decoded images, {where}: {_size(images * config.height * config.width * 3)}"
-        )
+        console.print(cache_note(config, (data.train, data.query, data.gallery), world))
 
 
 def _open(config: Config) -> ReidData:
@@ -72,7 +74,3 @@ def _open(config: Config) -> ReidData:
         root = Path(folder) / "synthetic"
         write_dataset(root, IDENTITIES, SEED, progress=bar)
         return open_dataset(root)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
 from rga_fast.modules import RGA
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import progress
-from rga_fast.reid.datasets import ReidData, open_datasets
+from rga_fast.reid.datasets import ReidData, Split, open_datasets
 from rga_fast.reid.distributed import Ranks
 from rga_fast.reid.model import ReidNet
 from rga_fast.reid.sampler import IdentitySampler, rank_positions
@@ -23,6 +25,21 @@ def open_training_data(config: Config) -> ReidData:
 
     with progress("drawing the synthetic data set") as bar:
         return open_datasets([cached_dataset(bar)])
+
+
+def cache_note(config: Config, splits: Iterable[Split], world: int = 1) -> str:
+    """How much the decoded images of `splits` take, and where; `cache` is not "off"."""
+    nbytes = sum(map(len, splits)) * config.height * config.width * 3
+    note = f"decoded images, {'in memory' if config.cache == 'memory' else 'in a file on disk'}"
+    if config.cache == "memory" and world > 1:
+        note += f" of each of {world} ranks"
+    return f"{note}: {size_text(nbytes)}"
+
+
+def size_text(nbytes: int) -> str:
+    if nbytes >= 1e9:
+        return f"{nbytes / 1e9:.2f} GB"
+    return f"{nbytes / 1e6:.{0 if nbytes >= 1e7 else 1}f} MB"
 
 
 def make_sampler(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rga_fast.reid.checkpoint import Checkpoint, load_weights
 from rga_fast.reid.config import Config
@@ -28,7 +28,23 @@ class StepResult(NamedTuple):
     identity: float
     triplet: float
     correct: int
-    grad_norm: float | None
+    grad_norm: float | None = None
+
+
+class PendingResult(NamedTuple):
+    """The result of a step that a GPU may not have reached yet."""
+
+    values: Tensor  # on the CPU: the fields of `StepResult`, sums over the ranks but for the norm
+    world: int
+    arrived: torch.cuda.Event | None  # when `values` holds them; None: it does
+
+    def read(self) -> StepResult:
+        """Waits until the step is done."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        loss, identity, triplet, correct, *norm = self.values.tolist()
+        means = (loss / self.world, identity / self.world, triplet / self.world)
+        return StepResult(*means, round(correct), *norm)
 
 
 class Training:
@@ -56,11 +72,9 @@ class Training:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
-        self._average: AveragedModel | None = None
+        self._average: _Average | None = None
         if config.ema is not None:
-            self._average = AveragedModel(
-                model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
-            )
+            self._average = _Average(model, config.ema)
         self._frozen: bool | None = None
         self._parallel: Parallel | None = None
         self._network: Any = None
@@ -71,8 +85,8 @@ class Training:
         self.optimizer.load_state_dict(saved.optimizer)
         self.scaler.load_state_dict(saved.scaler)
         if self._average is not None and saved.ema is not None:
-            load_weights(self._average.module, saved.ema, source)
-            self._average.n_averaged.fill_(1)  # 0 would let the next step start it anew
+            load_weights(self._average.model, saved.ema, source)
+            self._average.begun = True
 
     def state(self) -> dict[str, Any]:
         """The fields of a `Checkpoint` that change with every step."""
@@ -80,15 +94,15 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": None if self._average is None else self._average.module.state_dict(),
+            "ema": None if self._average is None else self._average.model.state_dict(),
         }
 
     def evaluated(self) -> ReidNet:
         """The network to evaluate, averaged if there is an average; every rank has that of rank 0,
         whose batch statistics are its own unless they are synchronised."""
-        network = self.model if self._average is None else self._average.module
+        network = self.model if self._average is None else self._average.model
         self.ranks.broadcast(network.buffers())
-        return cast(ReidNet, network)
+        return network
 
     def start_epoch(self, epoch: int) -> None:
         """Training mode, and frozen what is frozen in epoch `epoch` (from 0)."""
@@ -100,21 +114,20 @@ class Training:
             self._frozen = frozen
             self._wrap()
 
-    def step(self, images: Tensor, labels: Tensor, rate: float) -> StepResult:
+    def step(self, images: Tensor, labels: Tensor, rate: float) -> PendingResult:
         """One step of the optimiser at learning rate `rate` on this rank's share of a batch:
-        (B, 3, H, W), (B,)."""
+        (B, 3, H, W), (B,). Nothing waits for a GPU here but torch's `SyncBatchNorm`."""
         set_learning_rate(self.optimizer, rate)
         told = self.forward_backward(images, labels)
         norm = self.update()
-        loss, identity, triplet, correct = self.ranks.sum(told).tolist()
-        world = self.ranks.world
-        return StepResult(
-            loss / world,
-            identity / world,
-            triplet / world,
-            round(correct),
-            None if norm is None else norm.item(),
-        )
+        values = self.ranks.sum(told)
+        if norm is not None:
+            values = torch.cat([values, norm[None]])
+        values = values.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+        arrived = None
+        if self.device.type == "cuda":
+            arrived = torch.cuda.current_stream(self.device).record_event()
+        return PendingResult(values, self.ranks.world, arrived)
 
     def forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Gradients of the mean loss, slice by slice. (4,): mean loss, identity and triplet loss,
@@ -149,7 +162,7 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self._average is not None:
-            self._average.update_parameters(self.model)
+            self._average.update(self.model)
         return norm
 
     def _forward(self, images: Tensor) -> Any:
@@ -174,6 +187,30 @@ class Training:
         if self.config.compile or self.config.cuda_graph:
             mode = "reduce-overhead" if self.config.cuda_graph else None
             self._network = torch.compile(self._network, dynamic=False, mode=mode)
+
+
+class _Average:
+    """The exponential average of a model's weights and statistics, from the first step on.
+
+    As `torch.optim.swa_utils.AveragedModel`, whose counter a GPU is waited for at every step.
+    """
+
+    def __init__(self, model: ReidNet, decay: float) -> None:
+        self.model = copy.deepcopy(model)
+        self.decay = decay
+        self.begun = False
+
+    @torch.no_grad()
+    def update(self, model: ReidNet) -> None:
+        own, new = self.model.state_dict(), model.state_dict()
+        if not self.begun:
+            torch._foreach_copy_(list(own.values()), list(new.values()))
+            self.begun = True
+            return
+        averaged = [name for name, value in own.items() if value.is_floating_point()]
+        torch._foreach_lerp_(
+            [own[name] for name in averaged], [new[name] for name in averaged], 1 - self.decay
+        )
 
 
 def _set_frozen(model: ReidNet, frozen: bool) -> None:

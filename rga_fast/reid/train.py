@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -25,16 +25,20 @@ from rga_fast.reid.curves import curves_note
 from rga_fast.reid.distributed import Ranks, joined, pick_device
 from rga_fast.reid.evaluate import EvalData, extract_features, open_eval_data, score
 from rga_fast.reid.loader import TrainBatches, open_images
-from rga_fast.reid.metrics import RankMetrics
 from rga_fast.reid.monitor import Monitor
-from rga_fast.reid.prepare import describe_network, make_sampler, open_training_data
+from rga_fast.reid.prepare import (
+    cache_note,
+    describe_network,
+    make_sampler,
+    open_training_data,
+)
 from rga_fast.reid.pretrained import load_pretrained
+from rga_fast.reid.record import EpochRecord, MetricsLog, Scores
 from rga_fast.reid.schedule import cosine_rate, step_rate
-from rga_fast.reid.step import Training
+from rga_fast.reid.step import PendingResult, Training
 
-Scores = dict[str, RankMetrics]
-
-WORTH_SAYING = 0.1  # share of the time spent waiting for images
+# How many steps later than it was queued a result is read: a GPU always has the next ones to do.
+READ_BEHIND = {"cuda": 2}
 
 
 def train(
@@ -97,6 +101,9 @@ def _train(
     if saved is not None:
         training.load(saved, "the checkpoint")
     cache: dict[str, Any] = {"cache": config.cache, "folder": config.cache_folder}
+    if config.cache == "memory":  # a file on disk announces itself, where it is not there yet
+        splits = (data.train, data.query, data.gallery)
+        console.print(cache_note(config, splits, ranks.world))
     folder = run_folder(out) if ranks.main else nullcontext()
     with folder, progress("decoding images") as bar:
         images = open_images(data.train, config.size, **cache, progress=bar)
@@ -125,10 +132,20 @@ def _train(
     log_path = out / "metrics.jsonl" if ranks.main else None
     begun = first_epoch * steps + first_step
     with sigterm() as stop, monitor.behind(begun), MetricsLog(log_path, begun, monitor) as log:
-        before: Scores | None = None
-        if saved is None:
-            before = evaluate(training, evaluation)
-            log.evaluation(0, 0, before)
+
+        def due(done: int) -> bool:
+            return done == config.epochs or done % config.eval_every == 0
+
+        def evaluated(done: int) -> Scores:
+            """After `done` epochs; the log has them where a run is continued behind them."""
+            scores = ranks.from_main(lambda: log.scores(done * steps))
+            if scores is None:
+                scores = evaluate(training, evaluation, monitor if done == config.epochs else None)
+                log.evaluation(done, done * steps, scores)
+            return scores
+
+        if first_step == 0 and due(first_epoch):
+            after = evaluated(first_epoch)
         for epoch in range(first_epoch, config.epochs):
             begin = first_step if epoch == first_epoch else 0
             reached, stopped = train_epoch(training, batches, epoch, begin, log, stop)
@@ -137,14 +154,11 @@ def _train(
                 ranks.wait()  # or torchrun might end rank 0 while it still writes
                 raise Terminated(f"stopped by SIGTERM; --resume auto --out {out} continues")
             done = epoch + 1
-            last = done == config.epochs
-            if last or done % config.checkpoint_every == 0:
+            if done == config.epochs or done % config.checkpoint_every == 0:
                 save(done)
-            if last or done % config.eval_every == 0:
-                after = evaluate(training, evaluation, monitor if last else None)
-                log.evaluation(done, done * steps, after)
-        if first_epoch >= config.epochs:
-            after = evaluate(training, evaluation, monitor)
+            if due(done):
+                after = evaluated(done)
+        before = ranks.from_main(lambda: log.scores(0))
 
     moments = {"before training": before} if before is not None else {}
     moments["after training"] = after
@@ -187,49 +201,26 @@ def train_epoch(
     Returns how many of the epoch are done, and whether the run ends here since `stop` was set.
     """
     config, ranks, steps = training.config, training.ranks, len(batches)
-    batch = config.identities_per_batch * config.images_per_identity
+    behind = READ_BEHIND.get(training.device.type, 0)
     training.start_epoch(epoch)
     batches.set_epoch(epoch, begin)
-    seen, correct, loss_sum, clock = 0, 0, 0.0, time.perf_counter()
-    note = "was at its end already"  # where the run was stopped behind the last step
+    record = EpochRecord(config, epoch, batches, log)
+    running: deque[tuple[int, float, PendingResult]] = deque()
     with progress(f"epoch {epoch + 1}/{config.epochs}", steps) as bar:
         for step, (images, labels) in enumerate(batches, start=begin):
             seed_step(config.seed, epoch, step, ranks.rank)
             rate = learning_rate(config, epoch, step / steps)
-            result = training.step(images, labels, rate)
+            running.append((step, rate, training.step(images, labels, rate)))
             log.monitor.step(images)
-
-            if not math.isfinite(result.loss):
-                raise FloatingPointError(
-                    f"the loss is {result.loss} in epoch {epoch + 1}, step {step + 1}; "
-                    "a lower learning_rate may help"
-                )
-            seen += batch
-            correct += result.correct
-            loss_sum += result.loss * batch
-            elapsed = time.perf_counter() - clock
-            speed, waiting = seen / elapsed, batches.waited / elapsed
-            log.write(
-                step=epoch * steps + step + 1,
-                epoch=epoch + 1,
-                loss=result.loss,
-                loss_id=result.identity,
-                loss_triplet=result.triplet,
-                lr=rate,
-                accuracy=round(correct / seen, 4),
-                images_per_s=round(speed, 1),
-                waiting=round(waiting, 3),
-                **({} if result.grad_norm is None else {"grad_norm": result.grad_norm}),
-            )
-            left = (config.epochs - epoch) * steps - step - 1
-            note = f"loss {loss_sum / seen:.2f}, accuracy {correct / seen:.0%}"
-            note += f", {speed:.0f} images/s, {_duration(left * batch / speed)} left"
-            if waiting > WORTH_SAYING:
-                note += f", {waiting:.0%} of it waiting for images"
-            bar(step + 1, note=note)
-            if ranks.any(stop.is_set()):
+            stopped = ranks.any(stop.is_set())
+            last = stopped or step + 1 == steps
+            while len(running) > (0 if last else behind):
+                done, its_rate, result = running.popleft()
+                record.add(done, its_rate, result.read())
+                bar(done + 1, note=record.note)
+            if stopped:
                 return step + 1, True
-    console.print(f"epoch {epoch + 1:>3}/{config.epochs}  {note}")
+    console.print(f"epoch {epoch + 1:>3}/{config.epochs}  {record.note}")
     return steps, False
 
 
@@ -319,50 +310,6 @@ def sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object per line. Opening keeps the rows up to step `keep`. Without
-    a path, on ranks that don't write, nothing happens."""
-
-    def __init__(self, path: Path | None, keep: int, monitor: Monitor) -> None:
-        self.monitor = monitor
-        self._file = None
-        if path is None:
-            return
-        rows = path.read_text(encoding="utf-8").splitlines() if keep and path.exists() else []
-        kept = [row for row in map(_row, rows) if row is not None and row["step"] <= keep]
-        self._file = path.open("w", encoding="utf-8")
-        for row in kept:
-            self._append(row)
-
-    def write(self, **row: Any) -> None:
-        """Adds a row, on disk at once, and tells the monitor."""
-        self._append(row)
-        self.monitor.row(row)
-
-    def _append(self, row: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-
-    def evaluation(self, epoch: int, step: int, scores: Scores) -> None:
-        """Adds a row of metrics, per feature."""
-        self.write(step=step, epoch=epoch, **{name: m._asdict() for name, m in scores.items()})
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # the last line of a run that was killed
-        return None
-
-
 # Where and how a run computes, not what.
 _MAY_DIFFER = (
     *("impl", "data", "device", "workers", "compile", "cuda_graph", "channels_last"),
@@ -383,9 +330,3 @@ def _resumable(path: Path, config: Config) -> Checkpoint:
             + ", ".join(f"{n} ({getattr(saved.config, n)} there)" for n in differing)
         )
     return saved
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
