@@ -178,23 +178,25 @@ def one_launch(variant, ablation, dtype, layout, shape, **options):
         yield tuple(results)
 
 
-# Every variant and layout, and what each of them has in common with the others once.
+# Two blocks of several tiles, or one block of half a tile.
+WIDE, NARROW = (2, 128, 16, 16), (2, 128, 4, 8)
+
+
 @pytest.mark.parametrize(
-    ("variant", "layout", "dtype", "ablation"),
+    ("variant", "layout", "dtype", "ablation", "shape"),
     [
-        ("s", "contiguous", torch.bfloat16, "full"),
-        ("c", "channels_last", torch.bfloat16, "full"),
-        *product(("sc", "cs"), ("contiguous", "channels_last"), [torch.bfloat16], ["full"]),
-        ("sc", "contiguous", torch.bfloat16, "no-appearance"),
-        ("cs", "contiguous", torch.float16, "full"),
+        ("s", "contiguous", torch.bfloat16, "full", WIDE),
+        ("c", "channels_last", torch.bfloat16, "full", WIDE),
+        *product(["sc", "cs"], ["contiguous", "channels_last"], [torch.bfloat16], ["full"], [WIDE]),
+        ("sc", "contiguous", torch.bfloat16, "no-appearance", NARROW),
+        ("cs", "contiguous", torch.float16, "full", NARROW),
     ],
     ids=str,
 )
 @pytest.mark.usefixtures("host")
-def test_one_launch_of_clusters(variant, layout, dtype, ablation):
-    check_results(
-        list(one_launch(variant, ablation, dtype, layout, (2, 128, 16, 16), down_ratio=2))
-    )
+def test_one_launch_of_clusters(variant, layout, dtype, ablation, shape):
+    ratios = {"spatial_ratio": 8 if shape == WIDE else 2, "down_ratio": 2}
+    check_results(list(one_launch(variant, ablation, dtype, layout, shape, **ratios)))
 
 
 @pytest.mark.slow

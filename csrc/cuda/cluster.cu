@@ -73,9 +73,9 @@ struct Nodes {
 };
 
 // Adds A (64 rows from m0, K) from memory times a resident B to the tile. K is a multiple of 32.
-template <class S, bool kInnerB, class A, class B>
-RGA_DEVICE void multiply_resident(S* stage, Accumulator<S>& sum, const A& a, int m0, const B& b,
-                                  int n0, int K) {
+template <class S, bool kInnerB, bool kNarrow, class A, class B>
+RGA_DEVICE void multiply_resident(S* stage, Accumulator<S, kNarrow>& sum, const A& a, int m0,
+                                  const B& b, int n0, int K) {
   using Layout = Side<S, true>;
   constexpr int kSlot = Layout::kOuter * Layout::kLd;
   Fetch<S, A> fetch;
@@ -141,9 +141,9 @@ RGA_DEVICE void exchange(const Branch& s, const Branch& next, const Places<S>& a
   }
 }
 
-// theta and phi to shared memory, and the mean of psi.
-template <class S, bool kByRows>
-RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* psi) {
+// theta and phi to shared memory, and the mean of psi. kNarrow: of up to 32 nodes.
+template <class S, bool kByRows, bool kNarrow>
+RGA_DEVICE void embed_tiles(const Branch& s, const Places<S>& at, S* shared, float* psi) {
   auto* tile = reinterpret_cast<float*>(shared + at.scratch);
   const Nodes<S, kByRows> x = {shared, at, s.width};
   // P and Q are summed over 32 nodes at a time.
@@ -155,7 +155,7 @@ RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* ps
     const Cast<S, true> weight(static_cast<const float*>(layer.weight), s.d, layer.rows, s.d);
     for (int m0 = 0; m0 < layer.rows; m0 += kTile)
       for (int n0 = 0; n0 < s.width; n0 += kTile) {
-        Accumulator<S> sum;
+        Accumulator<S, kNarrow> sum;
         multiply_resident<S, !kByRows>(shared + at.stage(), sum, weight, m0, x, n0, s.d);
         sum.finish(tile);
         const int thread = static_cast<int>(thread_index()), rows = least(kTile, layer.rows - m0);
@@ -175,6 +175,14 @@ RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* ps
         }
       }
   }
+}
+
+template <class S, bool kByRows>
+RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* psi) {
+  if (s.width > kTile / 2)
+    embed_tiles<S, kByRows, false>(s, at, shared, psi);
+  else
+    embed_tiles<S, kByRows, true>(s, at, shared, psi);
 }
 
 // P and Q: each block multiplies its nodes, and adds up a share of the rows for all of them.

@@ -330,11 +330,17 @@ std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const 
   return {dV, dweight};
 }
 
+// Which layers a branch in evaluation has.
+struct Kind {
+  int64_t embeddings;
+  bool relations, appearance;
+};
+
 // The layers of a branch in evaluation, in the order of the operator's lists.
 std::vector<Layer> layers_of(const Call& call, const std::vector<Tensor>& weights,
                              const std::vector<Tensor>& norms, const std::vector<double>& eps,
-                             int64_t embeddings, bool relations, bool appearance) {
-  const size_t count = embeddings + appearance + relations + 2;
+                             const Kind& kind) {
+  const size_t count = kind.embeddings + kind.appearance + kind.relations + 2;
   STD_TORCH_CHECK(weights.size() == count && eps.size() == count && norms.size() == 4 * count,
                   "rga_fast: attention got the tensors of ", weights.size(), " layers, not of ",
                   count);
@@ -355,18 +361,11 @@ std::vector<Layer> layers_of(const Call& call, const std::vector<Tensor>& weight
   return layers;
 }
 
-// Which layers a branch in evaluation has.
-struct Kind {
-  int64_t embeddings;
-  bool relations, appearance;
-};
-
 // The layers of a branch, whose sizes become known to the call.
 std::vector<Layer> see_layers(Call& call, const std::vector<Tensor>& weights,
                               const std::vector<Tensor>& norms, const std::vector<double>& eps,
                               const Kind& kind) {
-  const auto layers =
-      layers_of(call, weights, norms, eps, kind.embeddings, kind.relations, kind.appearance);
+  const auto layers = layers_of(call, weights, norms, eps, kind);
   const size_t e = kind.embeddings + kind.appearance;
   Shape& s = call.shape;
   int r = 0;
