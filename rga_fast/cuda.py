@@ -4,7 +4,7 @@ import torch
 
 from rga_fast import cpp, ops
 
-_LIBRARY = ops.define("cuda")
+_LIBRARY = ops.define("cuda", ops.SCHEMAS | ops.PAIR)
 # Why impl="auto" takes another where this one can run, too.
 PASSED_OVER = "it was not measured on a GPU yet; ask for it by name"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

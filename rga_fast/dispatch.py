@@ -14,6 +14,8 @@ FUSED: dict[str, tuple[ModuleType, str]] = {
     "cuda": (cuda, "fused CUDA C++ kernels"),
     "triton": (triton_kernels, "fused Triton kernels"),
 }
+# Of these, the ones with an operator for two branches in evaluation.
+PAIRS = frozenset({"cuda"})
 IMPLEMENTATIONS = ("reference", "torch", *FUSED)
 ARGUMENTS = ("auto", *IMPLEMENTATIONS)
 

@@ -70,12 +70,25 @@ def attention(x: Tensor, branch: Branch, impl: str = "auto") -> Tensor:
     Returns:
         (B, C, H, W), in the layout of `x`.
     """
-    chosen = dispatch.choose(impl, x, branch).impl
-    if chosen == "reference":
+    return _run(x, branch, dispatch.choose(impl, x, branch).impl)
+
+
+def in_turn(x: Tensor, branches: Sequence[Branch], impl: str) -> Tensor:
+    """`attention` by one branch after the other."""
+    chosen = [dispatch.choose(impl, x, branch).impl for branch in branches]
+    if len(chosen) == 2 and chosen[0] == chosen[1] in dispatch.PAIRS:
+        return fused.attention_pair(x, branches[0], branches[1], chosen[0])
+    for branch, name in zip(branches, chosen, strict=True):
+        x = _run(x, branch, name)
+    return x
+
+
+def _run(x: Tensor, branch: Branch, name: str) -> Tensor:
+    if name == "reference":
         return reference.attention(x, branch)
-    if chosen == "torch":
+    if name == "torch":
         return _attention(x, branch)
-    return fused.attention(x, branch, chosen)
+    return fused.attention(x, branch, name)
 
 
 def _relation_embedding(theta: Tensor, phi: Tensor, weight: Tensor) -> Tensor:

@@ -31,6 +31,10 @@ class Plan(NamedTuple):
     group: Any  # the process group that shares batch statistics, or None
 
     @property
+    def kind(self) -> tuple[int, bool, bool]:
+        return self.embeddings, self.relations, self.appearance
+
+    @property
     def cuts(self) -> tuple[slice, slice, slice, slice]:
         """The layers normalised at each cut: embeddings, relations, hidden layer, logit."""
         e = self.embeddings + self.appearance
@@ -59,20 +63,22 @@ def attention(x: Tensor, branch: Branch, impl: str) -> Tensor:
 
     `unsupported(branch)` is to be asked first.
     """
-    convolutions, norms = _modules(branch)
-    plan = _plan(impl, branch, norms)
-    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
-        x = x.contiguous()
-    layers = _layers(convolutions, norms, plan.batch, ops.compute_dtype(x))
-    learnt = [x, *layers.weights, *layers.scales, *layers.shifts]
-    if not any(plan.batch) and not (
-        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learnt)
-    ):
-        return _evaluate(x, plan, layers)
-    _check_count(x, plan)
-    out, statistics = _Attention.apply(x, plan, *(t for field in layers for t in field))
-    _track(norms, plan.batch, statistics if x.shape[0] or plan.group else None)
-    return out
+    x = _dense(x)
+    return _attention(x, *_prepare(x, branch, impl))
+
+
+def attention_pair(x: Tensor, first: Branch, second: Branch, impl: str) -> Tensor:
+    """`attention` by two branches of different views, one after the other: in evaluation one
+    operator, where both have the same kinds of layers."""
+    x = _dense(x)
+    parts = [_prepare(x, branch, impl) for branch in (first, second)]
+    (_, plan, layers), (_, other, more) = parts
+    if plan.kind == other.kind and not (_learns(x, plan, layers) or _learns(x, other, more)):
+        both = Layers(*(a + b for a, b in zip(layers, more, strict=True)))
+        return _evaluate(x, plan._replace(eps=plan.eps + other.eps), both, "attention_pair")
+    for part in parts:
+        x = _attention(x, *part)
+    return x
 
 
 def unsupported(branch: Branch) -> str | None:
@@ -89,6 +95,33 @@ def unsupported(branch: Branch) -> str | None:
         if any(step.bias is not None for step in steps if isinstance(step, nn.Conv2d)):
             return "the fused operators support convolutions without bias"
     return None
+
+
+def _attention(x: Tensor, norms: Sequence[_BatchNorm], plan: Plan, layers: Layers) -> Tensor:
+    if not _learns(x, plan, layers):
+        return _evaluate(x, plan, layers, "attention")
+    _check_count(x, plan)
+    out, statistics = _Attention.apply(x, plan, *(t for field in layers for t in field))
+    _track(norms, plan.batch, statistics if x.shape[0] or plan.group else None)
+    return out
+
+
+def _dense(x: Tensor) -> Tensor:
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x if dense else x.contiguous()
+
+
+def _prepare(x: Tensor, branch: Branch, impl: str) -> tuple[list[_BatchNorm], Plan, Layers]:
+    convolutions, norms = _modules(branch)
+    plan = _plan(impl, branch, norms)
+    return norms, plan, _layers(convolutions, norms, plan.batch, ops.compute_dtype(x))
+
+
+def _learns(x: Tensor, plan: Plan, layers: Layers) -> bool:
+    """Whether batch statistics or gradients are wanted."""
+    learnt = [x, *layers.weights, *layers.scales, *layers.shifts]
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learnt)
+    return wanted or any(plan.batch)
 
 
 def _modules(branch: Branch) -> tuple[list[nn.Conv2d], list[_BatchNorm]]:
@@ -187,13 +220,13 @@ def _track(norms: Sequence[_BatchNorm], batch: Sequence[bool], stats: Tensor | N
         buffer.lerp_(value, factor)
 
 
-def _evaluate(x: Tensor, plan: Plan, layers: Layers) -> Tensor:
-    kind = (plan.embeddings, plan.relations, plan.appearance)
+def _evaluate(x: Tensor, plan: Plan, layers: Layers, name: str) -> Tensor:
+    """By the operator `name`; for a pair the layers are those of both, the plan is the first's."""
     four = (layers.means, layers.variances, layers.scales, layers.shifts)
     norms = [tensor for layer in zip(*four, strict=True) for tensor in layer]
     weights = [weight.flatten(1) for weight in layers.weights]
-    operator = getattr(torch.ops, plan.namespace).attention.default
-    out = operator(reference.nodes(x, plan.view), weights, norms, plan.eps, *kind)
+    operator = getattr(getattr(torch.ops, plan.namespace), name).default
+    out = operator(reference.nodes(x, plan.view), weights, norms, plan.eps, *plan.kind)
     return _map(out, x, plan)
 
 

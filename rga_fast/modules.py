@@ -110,14 +110,11 @@ class RGA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first = VARIANTS[self.variant][0]
         validation.check_map(x, self.channels, self.size, getattr(self, f"W_{first}")[0].weight)
+        branches = [self.branch(view) for view in VARIANTS[self.variant]]
         if self.variant == "s//c":
-            spatial, channel = (
-                functional.attention(x, self.branch(view), self.impl) for view in VARIANTS["s//c"]
-            )
+            spatial, channel = (functional.attention(x, b, self.impl) for b in branches)
             return (spatial + channel) / 2
-        for view in VARIANTS[self.variant]:
-            x = functional.attention(x, self.branch(view), self.impl)
-        return x
+        return functional.in_turn(x, branches, self.impl)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, {self.size}, variant={self.variant!r}, impl={self.impl!r}"

@@ -68,6 +68,11 @@ SCHEMAS = {
     "-> (Tensor dV, Tensor dweight_e)",
 }
 
+# Two branches in evaluation, one after the other, for implementations that gain by having them in
+# one operator: the lists hold the layers of both, and the second sees the map turned around, its
+# nodes being the features of the first.
+PAIR = {"attention_pair": SCHEMAS["attention"]}
+
 
 def compute_dtype(V: Tensor) -> torch.dtype:
     """The dtype of weights and statistics: float64 for a float64 map, else float32."""
@@ -78,10 +83,10 @@ def namespace(impl: str) -> str:
     return f"rga_fast_{impl}"
 
 
-def define(impl: str) -> torch.library.Library:
+def define(impl: str, schemas: dict[str, str] = SCHEMAS) -> torch.library.Library:
     """Declares the operators of an implementation with their fakes; keep what is returned."""
     library = torch.library.Library(namespace(impl), "DEF")
-    for name, schema in SCHEMAS.items():
+    for name, schema in schemas.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace(impl)}::{name}", _FAKES[name], lib=library)
     return library
@@ -184,6 +189,7 @@ def _embed_bwd(
 
 _FAKES: dict[str, Callable[..., Any]] = {
     "attention": _attention,
+    "attention_pair": _attention,
     "embed_fwd": _embed_fwd,
     "relate_fwd": _relate_fwd,
     "hidden_fwd": _hidden_fwd,

@@ -10,8 +10,9 @@ from rga_fast import ops
 
 def register(impl: str = "plain") -> torch.library.Library:
     """Defines the operators as `torch.ops.rga_fast_<impl>`; keep what is returned."""
-    library = ops.define(impl)
-    for name in ops.SCHEMAS:
+    schemas = ops.SCHEMAS | ops.PAIR
+    library = ops.define(impl, schemas)
+    for name in schemas:
         library.impl(name, globals()[name], "CompositeExplicitAutograd")
     return library
 
@@ -78,6 +79,15 @@ def attention(V, weights, norms, eps, embeddings, relations, appearance):
     hidden, _ = hidden_fwd(psi, Z, norm_z, weights[-2])
     logit, _ = logit_fwd(hidden, tables[-2], weights[-1])
     return gate_fwd(V, logit, tables[-1])
+
+
+def attention_pair(V, weights, norms, eps, *kind):
+    halves = [
+        (every[: len(every) // 2], every[len(every) // 2 :]) for every in (weights, norms, eps)
+    ]
+    first, second = zip(*halves, strict=True)
+    between = attention(V, *first, *kind).transpose(1, 2)
+    return attention(between, *second, *kind).transpose(1, 2)
 
 
 def embed_fwd(V, weight_e):

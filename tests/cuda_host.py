@@ -66,6 +66,6 @@ def _build(library: Path, flags: tuple[str, ...]) -> None:
 @functools.cache
 def load(library: Path) -> torch.library.Library:
     """Registers the operators; they live as long as the process."""
-    defined = ops.define("cuda_host")
+    defined = ops.define("cuda_host", ops.SCHEMAS | ops.PAIR)
     torch.ops.load_library(library)
     return defined

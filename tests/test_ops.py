@@ -62,13 +62,21 @@ class Case:
         norm_e, norm_z, norm_h, norm_l = norm(r), norm(m), norm(k), norm(1)
         means_e, means_z, means_h, means_l = draw(2, r), draw(2, m), draw(2, k), draw(2, 1)
         dnodes = draw(B, d if relations and not embeddings else 0, n, dtype=dtype)
-        layers = [(c, d)] * (embeddings + p) + [(m, 2 * n)] * relations + [(k, p + m), (1, k)]
-        self.arguments = {
-            "attention": (
+
+        def evaluation(*layers):
+            return (
                 V, [draw(*shape) for shape in layers],
                 [draw(rows, low=0.1) for rows, _ in layers for _ in range(4)],
                 [1e-5] * len(layers), *kind,
-            ),
+            )  # fmt: skip
+
+        def layers(d, n):
+            c, m = max(1, d // 4), max(1, n // 4) * relations
+            nodes = [(c, d)] * (embeddings + p) + [(m, 2 * n)] * relations
+            return [*nodes, (k, p + m), (1, k)]
+
+        self.arguments = {
+            "attention": evaluation(*layers(d, n)),
             "embed_fwd": (V, weight_e),
             "relate_fwd": (V, E, norm_e, weight_z, *two),
             "hidden_fwd": (psi, Z, norm_z, weight_h),
@@ -87,6 +95,7 @@ class Case:
                 dout, V, logit, norm_l, E, norm_e, means_e, weight_e, dE, dnodes, True, True,
             ),
         }  # fmt: skip
+        self.arguments["attention_pair"] = evaluation(*layers(d, n), *layers(n, d))
 
     def tensors(self, name: str) -> list[Tensor]:
         values = [a if isinstance(a, list) else [a] for a in self.arguments[name]]

@@ -1,7 +1,7 @@
-// A branch in evaluation in one launch, on Hopper: docs/hopper.md.
+// A branch in evaluation, or two in turn, in one launch on Hopper: docs/hopper.md.
 //
 // A cluster of blocks holds an image in shared memory, a share of the nodes each. X is read once
-// and written once; E, P, Q and Z never leave the cluster.
+// and written once; E, P, Q and Z never leave the cluster, nor does the map between two branches.
 #include "sums.cuh"
 
 namespace rga::cuda {
@@ -12,7 +12,7 @@ constexpr int kMostBlocks = 8;               // of a cluster that every device g
 constexpr int kPad = 8;                      // elements between rows, against bank conflicts
 
 // The layers of a branch with both embeddings, in order: theta, phi, psi (if any), relation, W_1,
-// W_2.
+// W_2. A block has `width` nodes.
 struct Branch {
   Layer theta_phi_psi[3], relation, hidden, logit;
   int d, n, c, m, k, p, psi_rows, width, blocks;
@@ -21,12 +21,22 @@ struct Branch {
   RGA_DEVICE int q() const { return 2 * c; }
 };
 
-// What a block keeps in shared memory, in elements from its start.
+// What a block keeps in shared memory, in elements from its start, where its share of X is. That is
+// a matrix with rows of `ld_x`, whose features are in one piece or, in the second branch, in
+// segments: those of the blocks that had them as nodes.
 template <class S>
 struct Places {
-  int ld_pq, ld_e, ld_x, pq, e, x, scratch;
+  int ld_x, ld_pq, ld_e, pq, e, scratch;
+  uint32_t segment;  // 2^32 / the features of a segment, rounded up; 0: one piece
+  int skip;          // from the end of a segment to the beginning of the next
   size_t bytes;
   RGA_DEVICE int stage() const { return scratch + kSeen; }
+
+  template <bool kByRows>
+  RGA_DEVICE int x(int feature, int node) const {
+    const int segments = static_cast<int>(uint64_t{static_cast<uint32_t>(feature)} * segment >> 32);
+    return (kByRows ? feature * ld_x + node : node * ld_x + feature) + segments * skip;
+  }
 
   // Scratch: a finished tile; or what the perceptron sees of 64 nodes, then two stages of a weight.
   static constexpr int kSeen = kTile * (kTile + kPad);
@@ -50,10 +60,22 @@ struct Resident {
   }
 };
 
+// The same of X.
+template <class S, bool kByRows>
+struct Nodes {
+  const S* data;
+  const Places<S>& at;
+  int nodes;
+  RGA_DEVICE const S* operator()(int outer, int inner) const {
+    return data + (kByRows ? at.template x<true>(outer, inner)
+                           : at.template x<false>(inner, least(outer, nodes - 1)));
+  }
+};
+
 // Adds A (64 rows from m0, K) from memory times a resident B to the tile. K is a multiple of 32.
-template <class S, bool kInnerB, class A>
-RGA_DEVICE void multiply_resident(S* stage, Accumulator<S>& sum, const A& a, int m0,
-                                  const Resident<S>& b, int n0, int K) {
+template <class S, bool kInnerB, bool kNarrow, class A, class B>
+RGA_DEVICE void multiply_resident(S* stage, Accumulator<S, kNarrow>& sum, const A& a, int m0,
+                                  const B& b, int n0, int K) {
   using Layout = Side<S, true>;
   constexpr int kSlot = Layout::kOuter * Layout::kLd;
   Fetch<S, A> fetch;
@@ -74,25 +96,56 @@ RGA_DEVICE void multiply_resident(S* stage, Accumulator<S>& sum, const A& a, int
   }
 }
 
-// The block's share of the image, to shared memory or from it: f(place in memory, in shared
-// memory).
-template <class F>
-RGA_DEVICE void for_share(const Branch& s, int first, int ld_x, const F& f) {
+// The block's share of the image, eight elements at a time: f(place in memory, in shared memory,
+// node of the first, step to the node of the next).
+template <class S, class F>
+RGA_DEVICE void for_share(const Branch& s, const Places<S>& at, int first, const F& f) {
   const int rows = s.by_rows ? s.d : s.width, columns = s.by_rows ? s.width : s.d;
   const int pieces = columns / kEight;
   for (int i = static_cast<int>(thread_index()); i < rows * pieces; i += kThreads) {
     const int row = i / pieces, column = i % pieces * kEight;
-    const int64_t at =
-        s.by_rows ? int64_t{row} * s.n + first + column : int64_t{first + row} * s.d + column;
-    f(at, row * ld_x + column, s.by_rows ? column : row);
+    if (s.by_rows)
+      f(int64_t{row} * s.n + first + column, at.template x<true>(row, column), column, 1);
+    else
+      f(int64_t{first + row} * s.d + column, at.template x<false>(column, row), row, 0);
   }
 }
 
-// theta and phi to shared memory, and the mean of psi.
-template <class S, bool kByRows>
-RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* psi) {
+// X times a.
+template <class S>
+RGA_DEVICE Eight<S> gated(const S* x, const float* a, int step) {
+  Eight<S> result = load8(x, kEight, true);
+#pragma unroll
+  for (int i = 0; i < kEight; ++i)
+    result.x[i] = static_cast<S>(static_cast<float>(result.x[i]) * a[i * step]);
+  return result;
+}
+
+// From shares of the nodes of branch `s` to shares of its features, the nodes of the `next`: the
+// part of block i that block j needs and the part of j that i needs change places, and each of the
+// two blocks moves half of them.
+template <class S>
+RGA_DEVICE void exchange(const Branch& s, const Branch& next, const Places<S>& at, S* x, int rank) {
+  const int rows = (s.by_rows ? next.width : s.width) / 2;
+  const int pieces = (s.by_rows ? s.width : next.width) / kEight;
+  const auto part = [&](int block) { return x + block * next.width * (s.by_rows ? at.ld_x : 1); };
+  for (int step = 1; step < s.blocks; ++step) {
+    const int other = (rank + step) % s.blocks, first = rank < other ? 0 : rows;
+    S *mine = part(other), *theirs = cluster_shared(part(rank), other);
+    for (int i = static_cast<int>(thread_index()); i < rows * pieces; i += kThreads) {
+      const int place = (first + i / pieces) * at.ld_x + i % pieces * kEight;
+      const Eight<S> given = load8(mine + place, kEight, true);
+      store8(mine + place, load8(theirs + place, kEight, true), kEight, true);
+      store8(theirs + place, given, kEight, true);
+    }
+  }
+}
+
+// theta and phi to shared memory, and the mean of psi. kNarrow: of up to 32 nodes.
+template <class S, bool kByRows, bool kNarrow>
+RGA_DEVICE void embed_tiles(const Branch& s, const Places<S>& at, S* shared, float* psi) {
   auto* tile = reinterpret_cast<float*>(shared + at.scratch);
-  const Resident<S> x = {shared + at.x, at.ld_x, kByRows ? s.d : s.width};
+  const Nodes<S, kByRows> x = {shared, at, s.width};
   // P and Q are summed over 32 nodes at a time.
   if (s.width % kTileK)
     for (int i = static_cast<int>(thread_index()); i < s.q(); i += kThreads)
@@ -102,7 +155,7 @@ RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* ps
     const Cast<S, true> weight(static_cast<const float*>(layer.weight), s.d, layer.rows, s.d);
     for (int m0 = 0; m0 < layer.rows; m0 += kTile)
       for (int n0 = 0; n0 < s.width; n0 += kTile) {
-        Accumulator<S> sum;
+        Accumulator<S, kNarrow> sum;
         multiply_resident<S, !kByRows>(shared + at.stage(), sum, weight, m0, x, n0, s.d);
         sum.finish(tile);
         const int thread = static_cast<int>(thread_index()), rows = least(kTile, layer.rows - m0);
@@ -122,6 +175,14 @@ RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* ps
         }
       }
   }
+}
+
+template <class S, bool kByRows>
+RGA_DEVICE void embed(const Branch& s, const Places<S>& at, S* shared, float* psi) {
+  if (s.width > kTile / 2)
+    embed_tiles<S, kByRows, false>(s, at, shared, psi);
+  else
+    embed_tiles<S, kByRows, true>(s, at, shared, psi);
 }
 
 // P and Q: each block multiplies its nodes, and adds up a share of the rows for all of them.
@@ -202,90 +263,138 @@ RGA_DEVICE void attend(const Branch& s, const Places<S>& at, S* shared, const fl
   }
 }
 
-template <class S, bool kByRows>
+// One branch, or two of which the second has the features of the first as its nodes.
+template <class S>
+struct Branches {
+  Branch branch[2];
+  Places<S> places[2];
+  int count;
+};
+
+template <class S>
 RGA_KERNEL(kThreads)
-branch_kernel(Branch s, Places<S> at, const S* V, S* out) {
+branches_kernel(const RGA_PARAMETER Branches<S> all, const S* V, S* out) {
   S* shared = shared_memory<S>();
-  auto* psi = reinterpret_cast<float*>(shared + at.scratch + Places<S>::kScratch);
-  float* a = psi + s.width;
-  const int rank = static_cast<int>(block_index() % s.blocks), first = rank * s.width;
-  const int64_t image = static_cast<int64_t>(block_index() / s.blocks) * s.d * s.n;
-  for_share(s, first, at.ld_x, [&](int64_t from, int to, int) {
-    copy_async(shared + at.x + to, V + image + from, 16);
-  });
+  const Branch& begin = all.branch[0];
+  const int rank = static_cast<int>(block_index() % begin.blocks);
+  const int64_t image = static_cast<int64_t>(block_index() / begin.blocks) * begin.d * begin.n;
+  for_share(begin, all.places[0], rank * begin.width,
+            [&](int64_t from, int to, int, int) { copy_async(shared + to, V + image + from, 16); });
   copy_commit();
   copy_wait<0>();
   block_sync();
-  embed<S, kByRows>(s, at, shared, psi);
-  block_sync();
-  relate(s, at, shared, rank);
-  attend(s, at, shared, psi, a);
-  block_sync();
-  for_share(s, first, at.ld_x, [&](int64_t to, int from, int node) {
-    Eight<S> x = load8(shared + at.x + from, kEight, true);
-    for (int i = 0; i < kEight; ++i)
-      x.x[i] = static_cast<S>(static_cast<float>(x.x[i]) * a[kByRows ? node + i : node]);
-    store8(out + image + to, x, kEight, true);
-  });
+#pragma unroll 1
+  for (int i = 0; i < all.count; ++i) {
+    const Branch& s = all.branch[i];
+    const Places<S>& at = all.places[i];
+    auto* psi = reinterpret_cast<float*>(shared + at.scratch + Places<S>::kScratch);
+    float* a = psi + s.width;
+    if (s.by_rows)
+      embed<S, true>(s, at, shared, psi);
+    else
+      embed<S, false>(s, at, shared, psi);
+    block_sync();
+    relate(s, at, shared, rank);
+    attend(s, at, shared, psi, a);
+    block_sync();
+    if (i + 1 < all.count) {
+      for_share(s, at, 0, [&](int64_t, int x, int node, int step) {
+        store8(shared + x, gated(shared + x, a + node, step), kEight, true);
+      });
+      cluster_sync();
+      exchange(s, all.branch[i + 1], at, shared, rank);
+      cluster_sync();
+    } else {
+      for_share(s, at, rank * s.width, [&](int64_t to, int x, int node, int step) {
+        store8(out + image + to, gated(shared + x, a + node, step), kEight, true);
+      });
+    }
+  }
+}
+
+// Where things are; the share of X is at the beginning, and the same for both branches.
+template <class S>
+void place(Branches<S>& all) {
+  const Branch& begin = all.branch[0];
+  const int ld_x = (begin.by_rows ? begin.width : begin.d) + kPad;
+  for (int i = 0; i < all.count; ++i) {
+    const Branch& s = all.branch[i];
+    Places<S>& at = all.places[i];
+    at.ld_x = ld_x;
+    at.ld_pq = 2 * s.c + kPad, at.ld_e = (s.width + kTileK - 1) / kTileK * kTileK + kPad;
+    at.pq = (begin.by_rows ? begin.d : begin.width) * ld_x;
+    at.e = at.pq + s.m * at.ld_pq;
+    at.scratch = at.e + 2 * s.c * at.ld_e;
+    at.bytes = (at.scratch + Places<S>::kScratch) * sizeof(S) + 2 * s.width * sizeof(float);
+    at.segment = 0, at.skip = 0;
+    if (i == 0) continue;
+    at.segment = static_cast<uint32_t>(((uint64_t{1} << 32) + begin.width - 1) / begin.width);
+    at.skip = s.by_rows ? s.width - begin.width * ld_x : s.width * ld_x - begin.width;
+  }
 }
 
 template <class S>
-Places<S> places(const Branch& s) {
-  Places<S> at;
-  at.ld_pq = 2 * s.c + kPad, at.ld_e = (s.width + kTileK - 1) / kTileK * kTileK + kPad;
-  at.ld_x = (s.by_rows ? s.width : s.d) + kPad;
-  at.pq = 0;
-  at.e = at.pq + s.m * at.ld_pq;
-  at.x = at.e + 2 * s.c * at.ld_e;
-  at.scratch = at.x + (s.by_rows ? s.d : s.width) * at.ld_x;
-  at.bytes = (at.scratch + Places<S>::kScratch) * sizeof(S) + 2 * s.width * sizeof(float);
-  return at;
-}
-
-template <class S>
-bool run(Branch s, int64_t B, const void* V, void* out, Stream stream) {
+bool run(Branches<S> all, int64_t B, const void* V, void* out, Stream stream) {
   // The fewest blocks that hold an image; more where the batch leaves most of a large GPU idle.
-  for (s.blocks = 1; s.blocks <= kMostBlocks; s.blocks *= 2) {
-    s.width = s.n / s.blocks;
-    if (s.width % 16 || s.width * s.blocks != s.n) return false;
-    const Places<S> at = places<S>(s);
-    const bool more = s.blocks < kMostBlocks && s.width % (2 * kTileK) == 0 && s.width > kTile &&
-                      B * s.blocks < 132;
-    if (at.bytes > kSharedLimit || more) continue;
-    const auto kernel = s.by_rows ? branch_kernel<S, true> : branch_kernel<S, false>;
-    launch(kernel, B * s.blocks, kThreads, at.bytes, stream, s.blocks, s, at,
+  for (int blocks = 1; blocks <= kMostBlocks; blocks *= 2) {
+    bool more = blocks < kMostBlocks && B * blocks < 132;
+    for (int i = 0; i < all.count; ++i) {
+      Branch& s = all.branch[i];
+      s.blocks = blocks, s.width = s.n / blocks;
+      if (s.width % 16 || s.width * blocks != s.n) return false;
+      more = more && s.width % (2 * kTileK) == 0 && s.width > kTile;
+    }
+    place(all);
+    size_t bytes = all.places[0].bytes;
+    if (all.count > 1 && bytes < all.places[1].bytes) bytes = all.places[1].bytes;
+    if (bytes > kSharedLimit || more) continue;
+    launch(branches_kernel<S>, B * blocks, kThreads, bytes, stream, blocks, all,
            static_cast<const S*>(V), static_cast<S*>(out));
     return true;
   }
   return false;
 }
 
+bool fits(const Shape& s) {
+  return s.embeddings == 2 && s.m && s.d % kTileK == 0 && s.q % kTileK == 0 && s.k <= kTile;
+}
+
+Branch branch_of(const Shape& s, const Layer* layers) {
+  const Layer* next = layers + 2 + s.p;
+  return {{layers[0], layers[1], layers[s.p ? 2 : 1]},
+          next[0],
+          next[1],
+          next[2],
+          s.d,
+          s.n,
+          s.c,
+          s.m,
+          s.k,
+          s.p,
+          s.psi_rows,
+          0,
+          1,
+          s.by_rows};
+}
+
 }  // namespace
 
-bool attention_in_clusters(const Shape& s, const Layer* layers, const void* V, void* out,
-                           StreamHandle stream) {
-  const bool fits = s.embeddings == 2 && s.m && s.d % kTileK == 0 && s.q % kTileK == 0 &&
-                    s.k <= kTile && reinterpret_cast<uintptr_t>(V) % 16 == 0;
-  if (!fits || (s.type != Type::kHalf && s.type != Type::kBFloat16) || !has_clusters())
+bool attention_in_clusters(const Shape* shapes, const Layer* const* layers, int count,
+                           const void* V, void* out, StreamHandle stream) {
+  for (int i = 0; i < count; ++i)
+    if (!fits(shapes[i])) return false;
+  const Type type = shapes[0].type;
+  if ((type != Type::kHalf && type != Type::kBFloat16) || reinterpret_cast<uintptr_t>(V) % 16 ||
+      !has_clusters())
     return false;
-  const Layer* next = layers + 2 + s.p;
-  const Branch branch = {{layers[0], layers[1], layers[s.p ? 2 : 1]},
-                         next[0],
-                         next[1],
-                         next[2],
-                         s.d,
-                         s.n,
-                         s.c,
-                         s.m,
-                         s.k,
-                         s.p,
-                         s.psi_rows,
-                         0,
-                         1,
-                         s.by_rows};
   bool done = false;
-  with_type(s.type, [&]<class S>() {
-    if constexpr (sizeof(S) == 2) done = run<S>(branch, s.B, V, out, static_cast<Stream>(stream));
+  with_type(type, [&]<class S>() {
+    if constexpr (sizeof(S) == 2) {
+      Branches<S> all = {};
+      all.count = count;
+      for (int i = 0; i < count; ++i) all.branch[i] = branch_of(shapes[i], layers[i]);
+      done = run<S>(all, shapes[0].B, V, out, static_cast<Stream>(stream));
+    }
   });
   return done;
 }

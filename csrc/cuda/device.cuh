@@ -15,6 +15,7 @@
 
 #define RGA_DEVICE __device__ __forceinline__
 #define RGA_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define RGA_PARAMETER __grid_constant__  // of a kernel: read where it is, not copied
 
 namespace rga::cuda {
 

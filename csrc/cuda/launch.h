@@ -94,9 +94,10 @@ struct Scratch {
 void attention(const Shape&, const Layer* layers, int count, const void* V, const Scratch&,
                void* out, StreamHandle);
 
-// The same in one launch of thread-block clusters; false, and nothing done, where the device has
-// none or the image does not fit.
-bool attention_in_clusters(const Shape&, const Layer* layers, const void* V, void* out,
-                           StreamHandle);
+// The same in one launch of thread-block clusters, also of two branches in turn (`count`), the
+// nodes of the second being the features of the first; false, and nothing done, where the device
+// has no clusters or the image does not fit.
+bool attention_in_clusters(const Shape*, const Layer* const* layers, int count, const void* V,
+                           void* out, StreamHandle);
 
 }  // namespace rga::cuda

@@ -330,11 +330,17 @@ std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const 
   return {dV, dweight};
 }
 
+// Which layers a branch in evaluation has.
+struct Kind {
+  int64_t embeddings;
+  bool relations, appearance;
+};
+
 // The layers of a branch in evaluation, in the order of the operator's lists.
 std::vector<Layer> layers_of(const Call& call, const std::vector<Tensor>& weights,
                              const std::vector<Tensor>& norms, const std::vector<double>& eps,
-                             int64_t embeddings, bool relations, bool appearance) {
-  const size_t count = embeddings + appearance + relations + 2;
+                             const Kind& kind) {
+  const size_t count = kind.embeddings + kind.appearance + kind.relations + 2;
   STD_TORCH_CHECK(weights.size() == count && eps.size() == count && norms.size() == 4 * count,
                   "rga_fast: attention got the tensors of ", weights.size(), " layers, not of ",
                   count);
@@ -355,41 +361,83 @@ std::vector<Layer> layers_of(const Call& call, const std::vector<Tensor>& weight
   return layers;
 }
 
-Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tensor> norms,
-                 std::vector<double> eps, int64_t embeddings, bool relations, bool appearance) {
-  Call call(V);
-  call.see(V);
-  Tensor out = torch::stable::empty_like(V);
-  const auto layers = layers_of(call, weights, norms, eps, embeddings, relations, appearance);
-  const size_t e = embeddings + appearance;
+// The layers of a branch, whose sizes become known to the call.
+std::vector<Layer> see_layers(Call& call, const std::vector<Tensor>& weights,
+                              const std::vector<Tensor>& norms, const std::vector<double>& eps,
+                              const Kind& kind) {
+  const auto layers = layers_of(call, weights, norms, eps, kind);
+  const size_t e = kind.embeddings + kind.appearance;
   Shape& s = call.shape;
   int r = 0;
   for (size_t i = 0; i < e; ++i) r += layers[i].rows;
-  const int m = relations ? layers[e].rows : 0;
-  call.see_embeddings(r, m, embeddings, appearance ? layers[e - 1].rows : 0);
+  const int m = kind.relations ? layers[e].rows : 0;
+  call.see_embeddings(r, m, kind.embeddings, kind.appearance ? layers[e - 1].rows : 0);
   s.k = layers[layers.size() - 2].rows;
   for (size_t i = 0; i < layers.size(); ++i) {
-    const bool embeds = i < e, relates = relations && i == e, last = i + 1 == layers.size();
+    const bool embeds = i < e, relates = kind.relations && i == e, last = i + 1 == layers.size();
     const int64_t columns = embeds ? s.d : relates ? 2 * int64_t{s.n} : last ? s.k : s.p + s.m;
-    const int64_t rows = embeds && i < static_cast<size_t>(embeddings) ? s.c : last ? 1 : -1;
+    const int64_t rows = embeds && i < static_cast<size_t>(kind.embeddings) ? s.c : last ? 1 : -1;
     STD_TORCH_CHECK(layers[i].columns == columns && (rows < 0 || layers[i].rows == rows),
                     "rga_fast: the weight of layer ", i, " does not fit, it is ",
                     shape_text(weights[i]));
   }
-  if (V.numel() == 0 || cuda::attention_in_clusters(s, layers.data(), V.const_data_ptr(), data(out),
-                                                    call.device.stream))
+  return layers;
+}
+
+Tensor run(const Call& call, const std::vector<Layer>& layers, const Tensor& V) {
+  Tensor out = torch::stable::empty_like(V);
+  const Shape& s = call.shape;
+  const Layer* first = layers.data();
+  const StreamHandle stream = call.device.stream;
+  if (V.numel() == 0 ||
+      cuda::attention_in_clusters(&s, &first, 1, V.const_data_ptr(), data(out), stream))
     return out;
 
-  const int all = r + m + s.k + 1;
-  const Tensor table = call.make({4 * int64_t{all}}), weight_e = call.make({r, s.d});
-  const Tensor E = call.make_map({s.B, r, s.n}), PQ = call.make({s.B, m, s.q});
-  const Tensor Z = call.make_map({s.B, m, s.n}), psi = call.make({s.B, s.p, s.n});
+  const int all = s.r + s.m + s.k + 1;
+  const Tensor table = call.make({4 * int64_t{all}}), weight_e = call.make({s.r, s.d});
+  const Tensor E = call.make_map({s.B, s.r, s.n}), PQ = call.make({s.B, s.m, s.q});
+  const Tensor Z = call.make_map({s.B, s.m, s.n}), psi = call.make({s.B, s.p, s.n});
   const Tensor hidden = call.make({s.B, s.k, s.n}), logit = call.make({s.B, s.n});
-  cuda::attention(s, layers.data(), static_cast<int>(layers.size()), V.const_data_ptr(),
+  cuda::attention(s, first, static_cast<int>(layers.size()), V.const_data_ptr(),
                   {data(table), data(weight_e), data(E), data(PQ), data(Z), data(psi), data(hidden),
                    data(logit)},
-                  data(out), call.device.stream);
+                  data(out), stream);
   return out;
+}
+
+Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tensor> norms,
+                 std::vector<double> eps, int64_t embeddings, bool relations, bool appearance) {
+  Call call(V);
+  call.see(V);
+  const auto layers = see_layers(call, weights, norms, eps, {embeddings, relations, appearance});
+  return run(call, layers, V);
+}
+
+template <class T>
+std::vector<T> half_of(const std::vector<T>& all, bool second) {
+  const auto middle = all.begin() + all.size() / 2;
+  return second ? std::vector<T>(middle, all.end()) : std::vector<T>(all.begin(), middle);
+}
+
+Tensor attention_pair(const Tensor& V, std::vector<Tensor> weights, std::vector<Tensor> norms,
+                      std::vector<double> eps, int64_t embeddings, bool relations,
+                      bool appearance) {
+  const Tensor turned = torch::stable::transpose(V, 1, 2);
+  Call calls[2] = {Call(V), Call(turned)};
+  std::vector<Layer> layers[2];
+  for (int i = 0; i < 2; ++i) {
+    calls[i].see(i ? turned : V);
+    layers[i] = see_layers(calls[i], half_of(weights, i), half_of(norms, i), half_of(eps, i),
+                           {embeddings, relations, appearance});
+  }
+  Tensor out = torch::stable::empty_like(V);
+  const Shape shapes[2] = {calls[0].shape, calls[1].shape};
+  const Layer* const first[2] = {layers[0].data(), layers[1].data()};
+  if (V.numel() == 0 || cuda::attention_in_clusters(shapes, first, 2, V.const_data_ptr(), data(out),
+                                                    calls[0].device.stream))
+    return out;
+  const Tensor between = torch::stable::transpose(run(calls[0], layers[0], V), 1, 2);
+  return torch::stable::transpose(run(calls[1], layers[1], between), 1, 2);
 }
 
 }  // namespace
@@ -397,6 +445,7 @@ Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(RGA_LIBRARY, RGA_KEY, m) {
   m.impl("attention", TORCH_BOX(&rga::attention));
+  m.impl("attention_pair", TORCH_BOX(&rga::attention_pair));
   m.impl("embed_fwd", TORCH_BOX(&rga::embed_fwd));
   m.impl("relate_fwd", TORCH_BOX(&rga::relate_fwd));
   m.impl("hidden_fwd", TORCH_BOX(&rga::hidden_fwd));

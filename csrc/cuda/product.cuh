@@ -86,14 +86,21 @@ struct Fetch<S, Operand, true> {
 
 // The share of a thread in the tile: the four warps hold 32 x 32 each, in fragments of 16 x 8 of
 // which a lane has (row, column), (row, column + 1), (row + 8, column), (row + 8, column + 1).
-template <class S>
+// Where no more than 32 columns are wanted (kNarrow) a warp holds 16 x 32 of these.
+template <class S, bool kNarrow = false>
 struct Accumulator {
   using T = Compute<S>;
-  T x[2][4][4] = {};
+  static constexpr int kRows = kNarrow ? 1 : 2;  // of fragments
+  T x[kRows][4][4] = {};
 
   RGA_DEVICE static int lane() { return static_cast<int>(thread_index()) % 32; }
-  RGA_DEVICE static int row0() { return static_cast<int>(thread_index()) / 64 * 32; }
-  RGA_DEVICE static int column0() { return static_cast<int>(thread_index()) / 32 % 2 * 32; }
+  RGA_DEVICE static int row0() {
+    const int thread = static_cast<int>(thread_index());
+    return kNarrow ? thread / 32 * 16 : thread / 64 * 32;
+  }
+  RGA_DEVICE static int column0() {
+    return kNarrow ? 0 : static_cast<int>(thread_index()) / 32 % 2 * 32;
+  }
 
   template <bool kInnerA, bool kInnerB>
   RGA_DEVICE void add(const S* a, const S* b) {
@@ -111,21 +118,25 @@ struct Accumulator {
     const int l = lane() % 8, odd = lane() / 8 % 2 * 8, upper = lane() / 16 * 8;
 #pragma unroll
     for (int k = 0; k < kTileK; k += 16) {
-      uint32_t left[2][4], right[2][4];
+      uint32_t left[kRows][4], right[2][4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = row0() + 16 * i, column = column0() + 16 * i;
+      for (int i = 0; i < kRows; ++i) {
+        const int row = row0() + 16 * i;
         if constexpr (kInnerA)
           load_matrices<false>(left[i], a(row + odd + l, k + upper));
         else
           load_matrices<true>(left[i], a(k + upper + l, row + odd));
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int column = column0() + 16 * i;
         if constexpr (kInnerB)
           load_matrices<false>(right[i], b(column + upper + l, k + odd));
         else
           load_matrices<true>(right[i], b(k + odd + l, column + upper));
       }
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < kRows; ++i)
 #pragma unroll
         for (int j = 0; j < 4; ++j) multiply_add<S>(x[i][j], left[i], &right[j / 2][j % 2 * 2]);
     }
@@ -162,7 +173,7 @@ struct Accumulator {
     block_sync();
     const int row = row0() + lane() / 4, column = column0() + lane() % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 2 * kRows; ++i)
 #pragma unroll
       for (int j = 0; j < 8; ++j)
         tile[(row + 8 * i) * Finished<S>::kLd + column + j / 2 * 8 + j % 2] =

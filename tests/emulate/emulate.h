@@ -55,6 +55,7 @@ inline void __tsan_release(void*) {}
 
 #define RGA_DEVICE inline
 #define RGA_KERNEL(threads) void
+#define RGA_PARAMETER
 
 namespace rga::cuda {
 
