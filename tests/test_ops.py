@@ -26,7 +26,7 @@ DEVICES = {"cpp": "cpu", "triton": "cpu" if triton_kernels.INTERPRETED else "cud
 
 # embeddings, relations, appearance
 KINDS = [(2, True, True), (1, True, True), (0, True, True), (2, True, False), (0, False, True)]
-SIZES = [(3, 16, 12), (2, 13, 37), (3, 7, 1), (2, 1, 5), (5, 66, 130), (2, 88, 21)]  # B, d, n
+SIZES = [(3, 16, 12), (2, 13, 37), (3, 7, 1), (2, 1, 5), (5, 66, 130), (3, 88, 21)]  # B, d, n
 ORDERS = ["by rows", "by columns"]
 
 
