@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import rga_fast
-from rga_fast import functional, testing
+from rga_fast import cpp, functional, testing
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 CPU = torch.device("cpu")
@@ -188,6 +188,21 @@ def test_peak_bytes(bench):
 
     assert 16000 <= bench.common.peak_bytes(call, CPU) < 16064  # and a scalar at most
     assert bench.common.peak_bytes(lambda: before[:10], CPU) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cpp.ERROR is not None, reason="needs the compiled extension")
+def test_memory_of_a_training_step(bench):
+    """At n = 8192 a branch needs at most 200 MB beyond results and gradients."""
+    module, x = rga_fast.RGA(256, (128, 64), "s", impl="cpp"), torch.randn(4, 256, 128, 64)
+    x.requires_grad_()
+
+    def step():
+        out = module(x)
+        return out.detach(), *torch.autograd.grad(out, [x, *module.parameters()], x.detach())
+
+    held = sum(tensor.nbytes for tensor in step())
+    assert held < bench.common.peak_bytes(step, CPU) <= held + 200e6
 
 
 def test_saved_bytes(bench):
