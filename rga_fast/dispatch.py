@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rga_fast import cpp, cuda, fused, triton_kernels, validation
+from rga_fast import cpp, cuda, plan, triton_kernels, validation
 from rga_fast.reference import Branch
 
 # The fused implementations, the fastest of a device first.
@@ -14,8 +14,6 @@ FUSED: dict[str, tuple[ModuleType, str]] = {
     "cuda": (cuda, "fused CUDA C++ kernels"),
     "triton": (triton_kernels, "fused Triton kernels"),
 }
-# Of these, the ones with an operator for two branches in evaluation.
-PAIRS = frozenset({"cuda"})
 IMPLEMENTATIONS = ("reference", "torch", *FUSED)
 ARGUMENTS = ("auto", *IMPLEMENTATIONS)
 
@@ -63,7 +61,7 @@ def choose(impl: str, x: Tensor, branch: Branch | None = None) -> Choice:
             continue
         problem = module.problem(x)
         if problem is None and branch is not None:
-            problem = fused.unsupported(branch)
+            problem = plan.unsupported(branch)
         if impl == name:
             _check_named(name, module, problem)
             return Choice(impl, "asked for by name")

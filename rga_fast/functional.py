@@ -76,7 +76,7 @@ def attention(x: Tensor, branch: Branch, impl: str = "auto") -> Tensor:
 def in_turn(x: Tensor, branches: Sequence[Branch], impl: str) -> Tensor:
     """`attention` by one branch after the other."""
     chosen = [dispatch.choose(impl, x, branch).impl for branch in branches]
-    if len(chosen) == 2 and chosen[0] == chosen[1] in dispatch.PAIRS:
+    if len(chosen) == 2 and chosen[0] == chosen[1] and fused.takes_pairs(chosen[0]):
         return fused.attention_pair(x, branches[0], branches[1], chosen[0])
     for branch, name in zip(branches, chosen, strict=True):
         x = _run(x, branch, name)

@@ -73,6 +73,23 @@ SCHEMAS = {
 # nodes being the features of the first.
 PAIR = {"attention_pair": SCHEMAS["attention"]}
 
+# The branch in training with all its cuts in one operator, where no process group takes part, for
+# implementations that gain by it. `weights`, `norms` and `eps` as in `attention`; `batch`: which
+# layers are normalised by the statistics of the batch, the others by the running ones in `norms`.
+# `stats` is what is tracked: mean and unbiased variance of all rows; `sums` the gradients of the
+# biases and weights of all normalisations.
+WHOLE = {
+    "training_fwd": "(Tensor V, Tensor[] weights, Tensor[] norms, float[] eps, bool[] batch, "
+    "int embeddings, bool relations, bool appearance) -> (Tensor out, Tensor E, Tensor PQ, "
+    "Tensor psi, Tensor logit, Tensor norm_e, Tensor norm_z, Tensor norm_h, Tensor norm_l, "
+    "Tensor stats)",
+    "training_bwd": "(Tensor dout, Tensor V, Tensor E, Tensor PQ, Tensor psi, Tensor logit, "
+    "Tensor norm_e, Tensor norm_z, Tensor norm_h, Tensor norm_l, Tensor[] weights, bool[] batch, "
+    "int embeddings, bool relations, bool appearance, bool need_dV, bool need_dweight) -> "
+    "(Tensor dV, Tensor dweight_e, Tensor dweight_z, Tensor dweight_h, Tensor dweight_l, "
+    "Tensor sums)",
+}
+
 
 def compute_dtype(V: Tensor) -> torch.dtype:
     """The dtype of weights and statistics: float64 for a float64 map, else float32."""
@@ -83,9 +100,18 @@ def namespace(impl: str) -> str:
     return f"rga_fast_{impl}"
 
 
+_DEFINED: dict[str, frozenset[str]] = {}
+
+
+def defined(namespace: str) -> frozenset[str]:
+    """The names of the operators that a namespace has."""
+    return _DEFINED.get(namespace, frozenset())
+
+
 def define(impl: str, schemas: dict[str, str] = SCHEMAS) -> torch.library.Library:
     """Declares the operators of an implementation with their fakes; keep what is returned."""
     library = torch.library.Library(namespace(impl), "DEF")
+    _DEFINED[namespace(impl)] = frozenset(schemas)
     for name, schema in schemas.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace(impl)}::{name}", _FAKES[name], lib=library)
@@ -110,6 +136,38 @@ def _new(V: Tensor, *shape: int) -> Tensor:
 
 def _attention(V, weights, norms, eps, embeddings, relations, appearance):
     return torch.empty_like(V)
+
+
+def _training_fwd(V, weights, norms, eps, batch, embeddings, relations, appearance):
+    B, d, n = V.shape
+    widths = [len(weight) for weight in weights]
+    r, m = sum(widths[: embeddings + appearance]), widths[-3] if relations else 0
+    q = sum(widths[:embeddings]) if embeddings else d
+    tables = (_new(V, 4, rows) for rows in (r, m, *widths[-2:]))
+    return (
+        torch.empty_like(V),
+        V.new_empty(B, r, n),
+        _new(V, B, m, q),
+        _new(V, B, int(appearance), n),
+        _new(V, B, n),
+        *tables,
+        _new(V, 2, sum(widths)),
+    )
+
+
+def _training_bwd(
+    dout, V, E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l, weights, batch, embeddings,
+    relations, appearance, need_dV, need_dweight,
+):  # fmt: skip
+    B, d, n = V.shape
+    r, rows = E.shape[1], sum(len(weight) for weight in weights)
+    return (
+        torch.empty_like(V) if need_dV else V.new_empty(B, 0, n),
+        _new(V, r if need_dweight else 0, d),
+        _new(V, norm_z.shape[1], 2 * n),
+        *(torch.empty_like(weight) for weight in weights[-2:]),
+        _new(V, 2, rows),
+    )
 
 
 def _embed_fwd(V, weight_e):
@@ -190,6 +248,8 @@ def _embed_bwd(
 _FAKES: dict[str, Callable[..., Any]] = {
     "attention": _attention,
     "attention_pair": _attention,
+    "training_fwd": _training_fwd,
+    "training_bwd": _training_bwd,
     "embed_fwd": _embed_fwd,
     "relate_fwd": _relate_fwd,
     "hidden_fwd": _hidden_fwd,

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rga_fast import ops
+from rga_fast import cuts, ops
+from rga_fast.plan import Layers, Plan
 
 
 def register(impl: str = "plain") -> torch.library.Library:
@@ -15,6 +16,36 @@ def register(impl: str = "plain") -> torch.library.Library:
     for name in schemas:
         library.impl(name, globals()[name], "CompositeExplicitAutograd")
     return library
+
+
+def training_fwd(namespace, V, weights, norms, eps, batch, embeddings, relations, appearance):
+    """The whole branch by the operators of `namespace`, cut after cut."""
+    means, variances, scales, shifts = (tuple(norms[i::4]) for i in range(4))
+    layers = Layers(tuple(weights), scales, shifts, means, variances)
+    plan = Plan(
+        namespace,
+        "spatial",
+        embeddings,
+        relations,
+        appearance,
+        tuple(batch),
+        tuple(eps),
+        group=None,
+    )
+    out, saved, tracked, _ = cuts.forward(plan, V, layers)
+    return out, *saved, tracked
+
+
+def training_bwd(
+    namespace, dout, V, E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l, weights, batch,
+    embeddings, relations, appearance, need_dV, need_dweight,
+):  # fmt: skip
+    plan = Plan(
+        namespace, "spatial", embeddings, relations, appearance, tuple(batch), (), group=None
+    )
+    saved = cuts.Saved(E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l)
+    total = V.shape[0] * V.shape[2]
+    return cuts.backward(plan, total, dout, V, saved, weights, need_dV, need_dweight)
 
 
 def _stats(rows: Tensor) -> Tensor:

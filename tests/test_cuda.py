@@ -47,7 +47,6 @@ def host(monkeypatch):
     for name in ("cuda_host", "plain"):
         monkeypatch.setitem(dispatch.FUSED, name, (module, "for tests"))
     monkeypatch.setattr(dispatch, "ARGUMENTS", (*dispatch.ARGUMENTS, "cuda_host", "plain"))
-    monkeypatch.setattr(dispatch, "PAIRS", {"cuda_host"})
     return "cuda_host"
 
 

@@ -10,6 +10,7 @@ from rga_fast import cpp, ops, testing_ops, triton_kernels
 from rga_fast.testing import check_budget, check_results
 
 PLAIN = testing_ops.register()  # kept: the operators live as long as it does
+CPP_OPERATORS = [*ops.SCHEMAS, *ops.WHOLE]
 CPP = pytest.param(
     "cpp", marks=pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
 )
@@ -21,6 +22,10 @@ TRITON = pytest.param(
         reason=triton_kernels.note(),
     ),
 )
+OPERATORS = [
+    *(pytest.param("cpp", name, marks=CPP.marks) for name in CPP_OPERATORS),
+    *(pytest.param("triton", name, marks=TRITON.marks) for name in ops.SCHEMAS),
+]
 # The interpreter runs on the CPU, so that these are the very launchers that a GPU gets.
 DEVICES = {"cpp": "cpu", "triton": "cpu" if triton_kernels.INTERPRETED else "cuda"}
 
@@ -96,6 +101,15 @@ class Case:
             ),
         }  # fmt: skip
         self.arguments["attention_pair"] = evaluation(*layers(d, n), *layers(n, d))
+        whole = layers(d, n)
+        batch = [i % 3 != 1 for i in range(len(whole))]  # some by running statistics
+        _, weights, norms, eps, *_ = evaluation(*whole)
+        self.arguments["training_fwd"] = (V, weights, norms, eps, batch, *kind)
+        rows = [sum(width for width, _ in whole[: embeddings + p]), m]
+        tables = (norm(rows[0]), norm_z, norm(len(weights[-2])), norm_l)
+        self.arguments["training_bwd"] = (
+            dout, V, E, PQ, psi, logit, *tables, weights, batch, *kind, True, True,
+        )  # fmt: skip
 
     def tensors(self, name: str) -> list[Tensor]:
         values = [a if isinstance(a, list) else [a] for a in self.arguments[name]]
@@ -108,7 +122,10 @@ class Case:
         return exact
 
     def call(self, impl: str, name: str) -> tuple[Tensor, ...]:
-        result = getattr(getattr(torch.ops, ops.namespace(impl)), name)(*self.arguments[name])
+        namespace = ops.namespace(impl)
+        if impl == "plain" and name in ops.WHOLE:
+            return getattr(testing_ops, name)(namespace, *self.arguments[name])
+        result = getattr(getattr(torch.ops, namespace), name)(*self.arguments[name])
         return result if isinstance(result, tuple) else (result,)
 
 
@@ -160,7 +177,7 @@ def test_many_hidden_units(impl, name):
 
 
 @pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
-@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize("name", CPP_OPERATORS)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.usefixtures("_poisoned")
@@ -179,9 +196,8 @@ def check_against_oracle(impl, name, order, kind):
             assert torch.equal(tensor, copied), "an argument was written to"
 
 
-@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize(("impl", "name"), OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("impl", [CPP, TRITON])
 def test_other_dtypes(impl, name, dtype):
     """The plain operators round where these do, so few roundings lie between the two."""
     case = Case(KINDS[0], (3, 16, 12), dtype=dtype, device=DEVICES[impl])
@@ -195,7 +211,7 @@ def test_other_dtypes(impl, name, dtype):
 
 @pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize("name", CPP_OPERATORS)
 def test_any_number_of_threads(name, threads):
     case = Case(KINDS[0], (5, 66, 130))
     expected, before = case.call("plain", name), torch.get_num_threads()
@@ -207,9 +223,8 @@ def test_any_number_of_threads(name, threads):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize(("impl", "name"), OPERATORS)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("impl", [CPP, TRITON])
 def test_opcheck(impl, name, order):
     operator = getattr(getattr(torch.ops, ops.namespace(impl)), name).default
     for kind in (KINDS[0], KINDS[2], KINDS[4]) if impl == "cpp" else KINDS[:1]:
@@ -217,8 +232,7 @@ def test_opcheck(impl, name, order):
         torch.library.opcheck(operator, case.arguments[name])
 
 
-@pytest.mark.parametrize("name", ops.SCHEMAS)
-@pytest.mark.parametrize("impl", [CPP, TRITON])
+@pytest.mark.parametrize(("impl", "name"), OPERATORS)
 def test_empty_batch(impl, name):
     for kind in KINDS:
         case = Case(kind, (0, 8, 6), dtype=torch.float32, device=DEVICES[impl])
@@ -229,7 +243,7 @@ def test_empty_batch(impl, name):
 
 
 @pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
-@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize("name", CPP_OPERATORS)
 def test_products_of_the_dispatcher(name):
     """Where torch exports no library function the dispatcher multiplies."""
     case, extension = Case(KINDS[0], (3, 16, 12)), cpp.extension()

@@ -1,12 +1,10 @@
 // The branch in training, backward: gate, logit and hidden layer.
 #include <torch/csrc/stable/library.h>
 
-#include <tuple>
-
+#include "operators.h"
 #include "relations.h"
 
 namespace rga {
-namespace {
 
 std::tuple<Tensor, Tensor> gate_bwd(const Tensor& dout, const Tensor& V, const Tensor& logit,
                                     const Tensor& norm_l) {
@@ -148,7 +146,6 @@ std::tuple<Tensor, Tensor, Tensor> hidden_bwd(const Tensor& psi, const Tensor& Z
   return {dhidden, dweight, sums};
 }
 
-}  // namespace
 }  // namespace rga
 
 STABLE_TORCH_LIBRARY_IMPL(rga_fast_cpp, CPU, m) {

@@ -1,8 +1,7 @@
 // The branch in training, backward: relations and embeddings.
 #include <torch/csrc/stable/library.h>
 
-#include <tuple>
-
+#include "operators.h"
 #include "relations.h"
 
 namespace rga {
@@ -100,6 +99,8 @@ struct RelateBwd {
   }
 };
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> relate_bwd(const Tensor& V, const Tensor& E,
                                                       const Tensor& norm_e, const Tensor& weight_z,
                                                       const Tensor& PQ, const Tensor& Z,
@@ -176,6 +177,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relate_bwd(const Tensor& V, const Ten
   return {dE, dnodes, dweight, sums};
 }
 
+namespace {
+
 // y (columns x rows) is x (rows x columns) transposed; the threads share the columns of x.
 template <class T>
 void transpose(int64_t rows, int64_t columns, const T* x, T* y) {
@@ -189,6 +192,8 @@ void transpose(int64_t rows, int64_t columns, const T* x, T* y) {
           y[j * rows + i] = x[i * columns + j];
   });
 }
+
+}  // namespace
 
 std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const Tensor& logit,
                                      const Tensor& norm_l, const Tensor& E, const Tensor& norm_e,
@@ -248,7 +253,6 @@ std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const 
   return {dV, dweight};
 }
 
-}  // namespace
 }  // namespace rga
 
 STABLE_TORCH_LIBRARY_IMPL(rga_fast_cpp, CPU, m) {

@@ -1,12 +1,10 @@
 // The branch in training, forward, cut where batch statistics are needed.
 #include <torch/csrc/stable/library.h>
 
-#include <tuple>
-
+#include "operators.h"
 #include "relations.h"
 
 namespace rga {
-namespace {
 
 std::tuple<Tensor, Tensor> embed_fwd(const Tensor& V, const Tensor& weight_e) {
   const Nodes nodes(V);
@@ -150,7 +148,6 @@ Tensor gate_fwd(const Tensor& V, const Tensor& logit, const Tensor& norm_l) {
   return out;
 }
 
-}  // namespace
 }  // namespace rga
 
 STABLE_TORCH_LIBRARY_IMPL(rga_fast_cpp, CPU, m) {
