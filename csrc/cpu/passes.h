@@ -1,4 +1,5 @@
-// The vectorised passes between the products, compiled once per instruction set.
+// The vectorised passes between the products, and products of one thread, compiled once per
+// instruction set.
 //
 // Matrices are row-major with `ld` elements between rows. A row is normalised by its `Row`:
 // y = (x - mean) * scale + shift, xhat = (x - mean) * rstd.
@@ -54,6 +55,9 @@ struct Passes {
   void (*dot_columns)(int64_t rows, int64_t n, const T* x, const T* y, T* sum);
   void (*dot_rows)(int64_t rows, int64_t n, const T* x, const T* y, T* sum);
   void (*add)(int64_t n, const T* x, T* y);  // y += x
+  // `gemm` on the calling thread, K > 0; null where this instruction set has none of its own.
+  void (*multiply)(bool ta, bool tb, int64_t M, int64_t N, int64_t K, const T* A, int64_t lda,
+                   const T* B, int64_t ldb, bool add, T* C, int64_t ldc) = nullptr;
 };
 
 template <class T>

@@ -1,6 +1,7 @@
 #include "passes_tables.h"
 
 #ifdef RGA_X86
+#include <immintrin.h>
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -10,8 +11,11 @@
 namespace rga::avx2 {
 namespace {
 #include "passes_impl.h"  // after every other header
-}
-const Passes<float>& floats = kFloat;
+constexpr int kLanes = 8;
+#include "gemm_impl.h"
+constexpr Passes<float> kWithProducts = with_products();
+}  // namespace
+const Passes<float>& floats = kWithProducts;
 const Passes<double>& doubles = kDouble;
 }  // namespace rga::avx2
 

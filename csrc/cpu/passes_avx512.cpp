@@ -1,6 +1,7 @@
 #include "passes_tables.h"
 
 #ifdef RGA_X86
+#include <immintrin.h>
 #ifdef __clang__
 #pragma clang attribute push(                                                                  \
     __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512"))), \
@@ -12,8 +13,11 @@
 namespace rga::avx512 {
 namespace {
 #include "passes_impl.h"  // after every other header
-}
-const Passes<float>& floats = kFloat;
+constexpr int kLanes = 16;
+#include "gemm_impl.h"
+constexpr Passes<float> kWithProducts = with_products();
+}  // namespace
+const Passes<float>& floats = kWithProducts;
 const Passes<double>& doubles = kDouble;
 }  // namespace rga::avx512
 

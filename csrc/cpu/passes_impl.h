@@ -301,7 +301,7 @@ template <class T>
 constexpr Passes<T> table() {
   return {stats<T>,           activate<T>, weighted_sum<T>, perceive<T>,      weighted_sum_bwd<T>,
           weighted_sum_dx<T>, mask<T>,     through<T>,      scale_columns<T>, scale_rows<T>,
-          dot_columns<T>,     dot_rows<T>, add<T>};
+          dot_columns<T>,     dot_rows<T>, add<T>,          nullptr};
 }
 
 constexpr Passes<float> kFloat = table<float>();

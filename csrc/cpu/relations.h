@@ -51,11 +51,11 @@ struct Embedded {
     gemm<T>(false, !by_rows, rows, width, q, A, lda, node(start), ld, 0, C, ldc);
   }
   // C (rows x c) = A (rows x width) times the transpose of c embedding rows from `first`, at nodes
-  // start to start + width, plus beta C.
+  // start to start + width, plus C if `add`.
   void times_transposed(int64_t rows, int64_t c, int64_t first, const T* A, int64_t lda,
-                        int64_t start, int64_t width, T beta, T* C, int64_t ldc) const {
+                        int64_t start, int64_t width, bool add, T* C, int64_t ldc) const {
     const T* B = data + (by_rows ? first * ld + start : start * ld + first);
-    gemm<T>(false, by_rows, rows, c, width, A, lda, B, ld, beta, C, ldc);
+    gemm<T>(false, by_rows, rows, c, width, A, lda, B, ld, add, C, ldc);
   }
 };
 
