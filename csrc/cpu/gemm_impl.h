@@ -52,7 +52,10 @@ inline void pack_panels(bool transposed, int64_t rows, int64_t depth, const floa
                         float* out) {
   for (int64_t i0 = 0; i0 < rows; i0 += kRows) {
     const int64_t h = rows - i0 < kRows ? rows - i0 : kRows;
-    if (transposed) {
+    if (transposed && h == kRows) {
+      for (int64_t k = 0; k < depth; ++k)
+        __builtin_memcpy(out + k * kRows, A + k * ld + i0, kRows * sizeof(float));
+    } else if (transposed) {
       for (int64_t k = 0; k < depth; ++k)
         for (int64_t i = 0; i < h; ++i) out[k * h + i] = A[k * ld + i0 + i];
     } else {
@@ -144,7 +147,10 @@ inline void panel_times_strip(int64_t h, int64_t w, int64_t depth, const float* 
       tile_of<1>(rows, depth, a + i, h, b, add, c, ldc);
     } else {
       alignas(64) float whole[kTile * kStrip];
-      tile_of<2>(rows, depth, a + i, h, b, false, whole, kStrip);
+      if (w < kLanes)
+        tile_of<1>(rows, depth, a + i, h, b, false, whole, kStrip);
+      else
+        tile_of<2>(rows, depth, a + i, h, b, false, whole, kStrip);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t j = 0; j < w; ++j)
           c[r * ldc + j] = (add ? c[r * ldc + j] : 0) + whole[r * kStrip + j];

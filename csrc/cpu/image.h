@@ -228,8 +228,8 @@ inline void check_like(const Nodes& V, const Nodes& other, const Tensor& a, cons
 inline int64_t block_size(int64_t n, int64_t rows, int64_t element) {
   const int64_t fitting = 262144 / (std::max<int64_t>(rows, 1) * element);
   const int64_t wanted = std::clamp<int64_t>(fitting / 64 * 64, 64, 2048);
-  const int64_t blocks = (n + wanted - 1) / wanted;
-  return n == 0 ? 1 : (n + blocks - 1) / blocks;
+  const int64_t blocks = std::max<int64_t>(1, (n + wanted - 1) / wanted);
+  return std::max<int64_t>(1, (n + 64 * blocks - 1) / (64 * blocks) * 64);
 }
 
 // Calls f.template operator()<T, S>() for the compute and storage types of a map.
