@@ -76,8 +76,8 @@ def attention(x: Tensor, branch: Branch, impl: str = "auto") -> Tensor:
 def in_turn(x: Tensor, branches: Sequence[Branch], impl: str) -> Tensor:
     """`attention` by one branch after the other."""
     chosen = [dispatch.choose(impl, x, branch).impl for branch in branches]
-    if len(chosen) == 2 and chosen[0] == chosen[1] and fused.takes_pairs(chosen[0]):
-        return fused.attention_pair(x, branches[0], branches[1], chosen[0])
+    if len(set(chosen)) == 1 and chosen[0] in dispatch.FUSED:
+        return fused.attention(x, branches, chosen[0])
     for branch, name in zip(branches, chosen, strict=True):
         x = _run(x, branch, name)
     return x
@@ -88,7 +88,7 @@ def _run(x: Tensor, branch: Branch, name: str) -> Tensor:
         return reference.attention(x, branch)
     if name == "torch":
         return _attention(x, branch)
-    return fused.attention(x, branch, name)
+    return fused.attention(x, [branch], name)
 
 
 def _relation_embedding(theta: Tensor, phi: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A branch of the attention on fused operators (rga_fast/ops.py), with its gradient.
+"""Branches of the attention on fused operators (rga_fast/ops.py), with their gradient.
 
 One operator in evaluation. In training one forward and one backward where the implementation has
 them and no process group takes part, else those of rga_fast/cuts.py.
@@ -10,66 +10,45 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from rga_fast import cuts, ops, reference
-from rga_fast.plan import Layers, Plan, prepare, track
+from rga_fast.plan import Layers, Part, Plan, prepare, track
 from rga_fast.reference import Branch
 
 
-def attention(x: Tensor, branch: Branch, impl: str) -> Tensor:
-    """One branch, (B, C, H, W) -> the same, by the operators of `impl`.
+def attention(x: Tensor, branches: Sequence[Branch], impl: str) -> Tensor:
+    """One branch after the other, (B, C, H, W) -> the same, by the operators of `impl`.
 
     Differentiable once; statistics are tracked as `torch.nn.BatchNorm2d` tracks them. Layers with
     a `SyncBatchNorm` in training share their statistics with its process group.
+
+    All of them in one function, prepared before the first operator and tracked after the last:
+    in between Python's own memory leaves the caches, and it is several times slower.
 
     Raises:
         ValueError: in training, for a single value per channel.
 
     `rga_fast.plan.unsupported(branch)` is to be asked first.
     """
-    x = _dense(x)
-    return _attention(x, *prepare(x, branch, impl))
-
-
-def takes_pairs(impl: str) -> bool:
-    """Whether `impl` gains by having two branches in one operator, in evaluation."""
-    return "attention_pair" in ops.defined(ops.namespace(impl))
-
-
-def attention_pair(x: Tensor, first: Branch, second: Branch, impl: str) -> Tensor:
-    """`attention` by two branches of different views, one after the other: in evaluation one
-    operator, where both have the same kinds of layers."""
-    x = _dense(x)
-    parts = [prepare(x, branch, impl) for branch in (first, second)]
-    (_, plan, layers), (_, other, more) = parts
-    if plan.kind == other.kind and not (_learns(x, plan, layers) or _learns(x, other, more)):
-        both = Layers(*(a + b for a, b in zip(layers, more, strict=True)))
-        return _evaluate(x, plan._replace(eps=plan.eps + other.eps), both, "attention_pair")
-    for part in parts:
-        x = _attention(x, *part)
-    return x
-
-
-def _dense(x: Tensor) -> Tensor:
     dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    return x if dense else x.contiguous()
-
-
-def _learns(x: Tensor, plan: Plan, layers: Layers) -> bool:
-    """Whether batch statistics or gradients are wanted."""
-    learnt = [x, *layers.weights, *layers.scales, *layers.shifts]
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learnt)
-    return wanted or any(plan.batch)
-
-
-def _attention(x: Tensor, norms: Sequence[_BatchNorm], plan: Plan, layers: Layers) -> Tensor:
-    if not _learns(x, plan, layers):
-        return _evaluate(x, plan, layers, "attention")
-    _check_count(x, plan)
-    out, statistics = _Attention.apply(x, plan, *(t for field in layers for t in field))
-    track(norms, plan.batch, statistics if x.shape[0] or plan.group else None)
+    x = x if dense else x.contiguous()
+    parts = [prepare(x, branch, impl) for branch in branches]
+    if not _learns(x, parts):
+        return _evaluate(x, parts)
+    for part in parts:
+        _check_count(x, part.plan)
+    tensors = (t for part in parts for field in part.layers for t in field)
+    out, *statistics = _Attention.apply(x, [part.plan for part in parts], *tensors)
+    track(parts, statistics, empty=not x.shape[0] and parts[0].plan.group is None)
     return out
+
+
+def _learns(x: Tensor, parts: Sequence[Part]) -> bool:
+    """Whether batch statistics or gradients are wanted."""
+    if any(any(part.plan.batch) for part in parts):
+        return True
+    learnt = (t for _, _, layers in parts for field in layers[:3] for t in field)
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *learnt))
 
 
 def _check_count(x: Tensor, plan: Plan) -> None:
@@ -82,12 +61,20 @@ def _check_count(x: Tensor, plan: Plan) -> None:
         )
 
 
-def _evaluate(x: Tensor, plan: Plan, layers: Layers, name: str) -> Tensor:
-    """By the operator `name`; for a pair the layers are those of both, the plan is the first's."""
-    operator = getattr(getattr(torch.ops, plan.namespace), name).default
-    V = reference.nodes(x, plan.view)
-    out = operator(V, layers.matrices, layers.norms, plan.eps, *plan.kind)
-    return _map(out, x, plan)
+def _evaluate(x: Tensor, parts: Sequence[Part]) -> Tensor:
+    """Two branches of the same kind of layers by one operator, where there is one."""
+    calls: list[tuple[Plan, tuple[Any, ...]]]
+    calls = [(plan, (layers.matrices, layers.norms, list(plan.eps))) for _, plan, layers in parts]
+    name = "attention"
+    if len(parts) == 2 and "attention_pair" in ops.defined(parts[0].plan.namespace):
+        (plan, first), (other, second) = calls
+        if plan.kind == other.kind and plan.view != other.view:
+            name = "attention_pair"
+            calls = [(plan, tuple([*a, *b] for a, b in zip(first, second, strict=True)))]
+    for plan, arguments in calls:
+        operator = getattr(getattr(torch.ops, plan.namespace), name).default
+        x = _map(operator(reference.nodes(x, plan.view), *arguments, *plan.kind), x, plan)
+    return x
 
 
 def _map(V: Tensor, x: Tensor, plan: Plan) -> Tensor:
@@ -96,55 +83,94 @@ def _map(V: Tensor, x: Tensor, plan: Plan) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """(x, plan, *layers) -> out, and what is tracked: mean, unbiased variance (2, rows)."""
+    """(x, plans, *layers of each) -> out, and what each branch tracks: mean, unbiased variance
+    (2, rows)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: Plan, *tensors: Tensor) -> Any:
-        layers = Layers.joined(tensors)
-        V = reference.nodes(x, plan.view)
-        if plan.whole:
-            op = getattr(torch.ops, plan.namespace).training_fwd.default
-            out, *values, tracked = op(
-                V, layers.matrices, layers.norms, plan.eps, plan.batch, *plan.kind
-            )
-            saved, ctx.total = cuts.Saved(*values), None
-        else:
-            out, saved, tracked, ctx.total = cuts.forward(plan, V, layers)
-        ctx.plan = plan
-        ctx.save_for_backward(x, *saved, *layers.weights)
-        ctx.mark_non_differentiable(tracked)
-        return _map(out, x, plan), tracked
+    def forward(ctx: Any, x: Tensor, plans: Sequence[Plan], *tensors: Tensor) -> Any:
+        ctx.plans, ctx.totals = plans, []
+        kept: list[Tensor] = []
+        statistics: list[Tensor] = []
+        for plan, own in zip(plans, _shares(plans, tensors, len(Layers._fields)), strict=True):
+            layers = Layers.joined(own)
+            V = reference.nodes(x, plan.view)
+            if plan.whole:
+                op = getattr(torch.ops, plan.namespace).training_fwd.default
+                arguments = (layers.matrices, layers.norms, plan.eps, plan.batch)
+                (out, *saved, tracked), total = op(V, *arguments, *plan.kind), None
+            else:
+                out, saved, tracked, total = cuts.forward(plan, V, layers)
+            kept += (x, *saved, *layers.weights)
+            ctx.totals.append(total)
+            statistics.append(tracked)
+            x = _map(out, x, plan)
+        ctx.save_for_backward(*kept)
+        ctx.mark_non_differentiable(*statistics)
+        return x, *statistics
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor, _: Any) -> Any:
-        plan: Plan = ctx.plan
-        x, *rest = ctx.saved_tensors
-        count = len(cuts.Saved._fields)
-        saved, weights = cuts.Saved(*rest[:count]), [weight.flatten(1) for weight in rest[count:]]
-        V = reference.nodes(x, plan.view)
-        dout = reference.nodes(_like(dout, x), plan.view)
-        embeddings = plan.cuts[0]
-        wanted = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2:][embeddings])
-        if plan.whole:
-            op = getattr(torch.ops, plan.namespace).training_bwd.default
-            results = op(dout, V, *saved, weights, plan.batch, *plan.kind, *wanted)
-        else:
-            results = cuts.backward(plan, ctx.total, dout, V, saved, weights, *wanted)
-        dV, dweight_e, dweight_z, *others, sums = results
+    def backward(ctx: Any, dout: Tensor, *_: Any) -> Any:
+        plans: Sequence[Plan] = ctx.plans
+        wanted = _shares(plans, ctx.needs_input_grad[2:], len(Layers._fields))
+        kept = _shares(plans, ctx.saved_tensors, 1, 1 + len(cuts.Saved._fields))
+        gradients: list[Any] = []
+        need_dx = ctx.needs_input_grad[0]
+        for i in reversed(range(len(plans))):
+            if dout is None:  # nothing is wanted of this branch and those before it
+                gradients[:0] = [None] * len(wanted[i])
+                continue
+            need_dV = need_dx or any(any(own) for own in wanted[:i])
+            dout, own = _backward(plans[i], ctx.totals[i], dout, kept[i], wanted[i], need_dV)
+            gradients[:0] = own
+        return dout if need_dx else None, None, *gradients
 
-        widths = [len(weight) for weight in weights]
-        stacked = widths[embeddings]
-        dweights = [
-            *(dweight_e.split(stacked) if wanted[1] else [None] * len(stacked)),
-            *((dweight_z,) if plan.relations else ()),
-            *others,
-        ]
-        dweights = [None if w is None else w[:, :, None, None] for w in dweights]
-        dshifts, dscales = (torch.split_with_sizes(row, widths) for row in sums.unbind())
-        running = (None,) * (2 * len(widths))
-        dx = _map(dV, x, plan) if wanted[0] else None
-        return dx, None, *dweights, *dscales, *dshifts, *running
+
+def _backward(
+    plan: Plan,
+    total: Any,
+    dout: Tensor,
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+    need_dV: bool,
+) -> tuple[Any, tuple[Any, ...]]:
+    """The gradients of the map and of the layers of one branch."""
+    x, *rest = kept
+    count = len(cuts.Saved._fields)
+    saved, weights = cuts.Saved(*rest[:count]), [weight.flatten(1) for weight in rest[count:]]
+    V = reference.nodes(x, plan.view)
+    dout = reference.nodes(_like(dout, x), plan.view)
+    embeddings = plan.cuts[0]
+    need_dweight = any(wanted[embeddings])
+    if plan.whole:
+        op = getattr(torch.ops, plan.namespace).training_bwd.default
+        results = op(dout, V, *saved, weights, plan.batch, *plan.kind, need_dV, need_dweight)
+    else:
+        results = cuts.backward(plan, total, dout, V, saved, weights, need_dV, need_dweight)
+    dV, dweight_e, dweight_z, *others, sums = results
+
+    widths = [len(weight) for weight in weights]
+    stacked = widths[embeddings]
+    dweights = [
+        *(dweight_e.split(stacked) if need_dweight else [None] * len(stacked)),
+        *((dweight_z,) if plan.relations else ()),
+        *others,
+    ]
+    dweights = [None if w is None else w[:, :, None, None] for w in dweights]
+    dshifts, dscales = (torch.split_with_sizes(row, widths) for row in sums.unbind())
+    running = (None,) * (2 * len(widths))
+    dx = _map(dV, x, plan) if need_dV else None
+    return dx, (*dweights, *dscales, *dshifts, *running)
+
+
+def _shares(plans: Sequence[Plan], values: Sequence[Any], each: int, more: int = 0) -> list[Any]:
+    """What belongs to each branch: `each` values for each of its layers, and `more`."""
+    shares, start = [], 0
+    for plan in plans:
+        stop = start + each * len(plan.batch) + more
+        shares.append(values[start:stop])
+        start = stop
+    return shares
 
 
 def _like(dout: Tensor, x: Tensor) -> Tensor:

@@ -70,6 +70,14 @@ class Layers(NamedTuple):
         return [shift if t is None else t for *most, shift in four for t in (*most, shift)]
 
 
+class Part(NamedTuple):
+    """A branch, ready for the operators."""
+
+    norms: Sequence[_BatchNorm]
+    plan: Plan
+    layers: Layers
+
+
 def unsupported(branch: Branch) -> str | None:
     """Why the fused operators cannot run the layers of `branch`; None where they can."""
     kinds = (nn.Conv2d, _BatchNorm, nn.ReLU)
@@ -86,33 +94,33 @@ def unsupported(branch: Branch) -> str | None:
     return None
 
 
-def prepare(x: Tensor, branch: Branch, impl: str) -> tuple[list[_BatchNorm], Plan, Layers]:
+def prepare(x: Tensor, branch: Branch, impl: str) -> Part:
     """What the operators of `impl` need of `branch` for the map `x`."""
     convolutions, norms = _modules(branch)
     plan = _plan(impl, branch, norms)
-    return norms, plan, _layers(convolutions, norms, plan.batch, ops.compute_dtype(x))
+    return Part(norms, plan, _layers(convolutions, norms, plan.batch, ops.compute_dtype(x)))
 
 
-def track(norms: Sequence[_BatchNorm], batch: Sequence[bool], stats: Tensor | None) -> None:
-    """Running statistics, from mean and unbiased variance (2, rows); None of an empty batch."""
-    widths = [norm.num_features for norm in norms]
-    rows: Any = [(None,) * len(norms)] * 2
-    if stats is not None:
-        rows = [torch.split_with_sizes(row, widths) for row in stats.unbind()]
+def track(parts: Sequence[Part], statistics: Sequence[Tensor], empty: bool) -> None:
+    """Running statistics of all branches, from mean and unbiased variance (2, rows) of each; of an
+    `empty` batch only its number."""
     counters: list[Tensor] = []
     old: list[Tensor] = []
     new: list[Tensor] = []
     factors: list[float | None] = []
-    for norm, by_batch, new_mean, new_variance in zip(norms, batch, *rows, strict=True):
-        if by_batch and norm.training and norm.track_running_stats:
-            counters.append(cast(Tensor, norm.num_batches_tracked))
-            old += (cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var))
-            new += (new_mean, new_variance)
-            factors += (norm.momentum, norm.momentum)
+    for (norms, plan, _), stats in zip(parts, statistics, strict=True):
+        widths = [norm.num_features for norm in norms]
+        rows = [torch.split_with_sizes(row, widths) for row in stats.unbind()]
+        for norm, by_batch, new_mean, new_variance in zip(norms, plan.batch, *rows, strict=True):
+            if by_batch and norm.training and norm.track_running_stats:
+                counters.append(cast(Tensor, norm.num_batches_tracked))
+                old += (cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var))
+                new += (new_mean, new_variance)
+                factors += (norm.momentum, norm.momentum)
     if not counters:
         return
     torch._foreach_add_(counters, 1)
-    if stats is None:
+    if empty:
         return
     new = [value.to(buffer.dtype) for value, buffer in zip(new, old, strict=True)]
     if len(set(factors)) == 1 and factors[0] is not None:

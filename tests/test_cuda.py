@@ -218,7 +218,7 @@ def test_a_pair_that_does_not_fit():
         assert launches() > before + 2
         turn = x
         for view in ("spatial", "channel"):
-            turn = fused.attention(turn, module.branch(view), "cuda_host")
+            turn = fused.attention(turn, [module.branch(view)], "cuda_host")
     assert torch.equal(pair, turn)
 
 

@@ -58,7 +58,7 @@ def test_plain_operators_are_the_reference(view, ablation):
 
 
 def plain_attention(x, branch):
-    return fused.attention(x, branch, "plain_fused")
+    return fused.attention(x, [branch], "plain_fused")
 
 
 @needs_cpp
