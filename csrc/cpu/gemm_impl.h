@@ -5,12 +5,13 @@
 // strips of that width in the second-level cache, a panel of kRows rows of A in the first: each
 // tile reads both from front to back.
 
+constexpr int64_t kLanes = Vector<float>::width;
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef float LooseLanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
-constexpr int64_t kRows = 12;                                // of a panel of A
-constexpr int64_t kStrip = 2 * kLanes;                       // columns of a strip of B
-constexpr int64_t kTile = kLanes == 16 ? kRows : kRows / 2;  // rows whose sums registers hold
+constexpr int64_t kRows = 12;           // of a panel of A
+constexpr int64_t kStrip = 2 * kLanes;  // columns of a strip of B
+constexpr int64_t kTile = RGA_PAIRS;    // rows whose sums registers hold
 // Of the packed blocks: together 540 KB beside the 1 MB that a core with AVX-512 has at least, or
 // 370 KB beside 512.
 constexpr int64_t kDepth = kLanes == 16 ? 384 : 256, kWidth = 256, kHeight = 96;

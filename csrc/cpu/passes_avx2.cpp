@@ -10,9 +10,8 @@
 
 namespace rga::avx2 {
 namespace {
-#include "passes_impl.h"  // after every other header
-constexpr int kLanes = 8;
 #include "gemm_impl.h"
+#include "passes_impl.h"  // after every other header
 constexpr Passes<float> kWithProducts = with_products();
 }  // namespace
 const Passes<float>& floats = kWithProducts;

@@ -2,6 +2,8 @@
 
 #ifdef RGA_X86
 #include <immintrin.h>
+#define RGA_VECTOR_BYTES 64
+#define RGA_PAIRS 12
 #ifdef __clang__
 #pragma clang attribute push(                                                                  \
     __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512"))), \
@@ -12,9 +14,8 @@
 
 namespace rga::avx512 {
 namespace {
-#include "passes_impl.h"  // after every other header
-constexpr int kLanes = 16;
 #include "gemm_impl.h"
+#include "passes_impl.h"  // after every other header
 constexpr Passes<float> kWithProducts = with_products();
 }  // namespace
 const Passes<float>& floats = kWithProducts;

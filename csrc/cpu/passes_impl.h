@@ -78,26 +78,36 @@ void weighted_sum(int64_t rows, int64_t n, const Row<T>* row, const T* weight, T
   }
 }
 
+#ifndef RGA_VECTOR_BYTES  // of this instruction set, and how many pairs of sums its registers hold
+#define RGA_VECTOR_BYTES 32
+#define RGA_PAIRS 6
+#endif
+
 template <class T>
 struct Vector {
-  typedef T type __attribute__((vector_size(32)));
-  static constexpr int64_t width = 32 / sizeof(T);
+  typedef T type __attribute__((vector_size(RGA_VECTOR_BYTES)));
+  static constexpr int64_t width = RGA_VECTOR_BYTES / sizeof(T);
 };
 
-// ROWS rows of weight times a strip of the panel, two vectors wide and `inputs` long.
-template <class T, int ROWS>
-inline void strip(int64_t inputs, const T* weight, const T* panel, T* out) {
+// `rows` rows of weight (at most ROWS) times a strip of the panel, two vectors wide and `inputs`
+// long.
+template <class T, int ROWS = RGA_PAIRS>
+inline void strip(int64_t rows, int64_t inputs, const T* weight, const T* panel, T* out) {
+  if constexpr (ROWS > 1)
+    if (rows < ROWS) return strip<T, ROWS - 1>(rows, inputs, weight, panel, out);
   using V = typename Vector<T>::type;
   V left[ROWS] = {}, right[ROWS] = {};
   const V* line = reinterpret_cast<const V*>(panel);
   for (int64_t i = 0; i < inputs; ++i, line += 2) {
     const V a = line[0], b = line[1];
+#pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r) {
       const T w = weight[r * inputs + i];
       left[r] += w * a;
       right[r] += w * b;
     }
   }
+#pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r) {
     reinterpret_cast<V*>(out)[2 * r] = left[r];
     reinterpret_cast<V*>(out)[2 * r + 1] = right[r];
@@ -108,9 +118,8 @@ template <class T>
 void perceive(int64_t k, int64_t m, int64_t n, const T* weight, const T* psi, const Row<T>* row,
               const T* Z, int64_t ldz, T* hidden, int64_t ldh, T* panel) {
   constexpr int64_t kStrip = 2 * Vector<T>::width;
-  constexpr int kRows = 6;  // as many sums as registers hold
   const int64_t p = psi ? 1 : 0, inputs = p + m;
-  alignas(64) T sums[kRows * kStrip];
+  alignas(64) T sums[RGA_PAIRS * kStrip];
   for (int64_t start = 0; start < n; start += kPanel) {
     const int64_t width = start + kPanel < n ? kPanel : n - start;
     const int64_t strips = (width + kStrip - 1) / kStrip;
@@ -134,15 +143,9 @@ void perceive(int64_t k, int64_t m, int64_t n, const T* weight, const T* psi, co
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t there = width - s * kStrip < kStrip ? width - s * kStrip : kStrip;
       const T* y = panel + s * inputs * kStrip;
-      for (int64_t r = 0; r < k; r += kRows) {
-        const T* w = weight + r * inputs;
-        const int64_t rows = k - r < kRows ? k - r : kRows;
-        if (rows == 6) strip<T, 6>(inputs, w, y, sums);
-        if (rows == 5) strip<T, 5>(inputs, w, y, sums);
-        if (rows == 4) strip<T, 4>(inputs, w, y, sums);
-        if (rows == 3) strip<T, 3>(inputs, w, y, sums);
-        if (rows == 2) strip<T, 2>(inputs, w, y, sums);
-        if (rows == 1) strip<T, 1>(inputs, w, y, sums);
+      for (int64_t r = 0; r < k; r += RGA_PAIRS) {
+        const int64_t rows = k - r < RGA_PAIRS ? k - r : RGA_PAIRS;
+        strip<T>(rows, inputs, weight + r * inputs, y, sums);
         for (int64_t i = 0; i < rows; ++i)
           for (int64_t j = 0; j < there; ++j)
             hidden[(r + i) * ldh + start + s * kStrip + j] = sums[i * kStrip + j];
