@@ -26,12 +26,13 @@ def make_problem(
     dtype: torch.dtype,
     layout: str,
     device: torch.device,
+    draw: int = 0,
 ) -> Problem:
     """Random weights, statistics and maps, on `device`; in training away from the kinks."""
-    module = testing.make_rga(shape[1], shape[2:], variant).train(training).to(device)
+    module = testing.make_rga(shape[1], shape[2:], variant, seed=draw).train(training).to(device)
     x, dout = (
-        testing.make_map(shape, dtype=dtype, layout=layout, seed=seed).to(device)
-        for seed in range(2)
+        testing.make_map(shape, dtype=dtype, layout=layout, seed=2 * draw + k).to(device)
+        for k in range(2)
     )
     if training and dtype == torch.float32:
         move_off_kinks(module, x)
