@@ -242,6 +242,32 @@ def test_empty_batch(impl, name):
                 assert not actual.any()
 
 
+# Around the sides of tiles (12 x 32 and 6 x 16) and of packed blocks (96, 256 and 384).
+PRODUCTS = [(12, 384, 32), (13, 385, 33), (97, 257, 289), (5, 1, 16), (1, 7, 1), (191, 40, 17)]
+
+
+@pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("r", "d", "n"), PRODUCTS)
+def test_products_in_float32(r, d, n, order):
+    """Both factors given either way, into rows that end and into sums: exact on small integers."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randint(-4, 5, shape, generator=generator).float()
+
+    V, W, logit = draw(2, d, n), draw(r, d), torch.full((2, n), -200.0)  # a gate that is shut
+    V = V if order == "by rows" else V.transpose(1, 2).contiguous().transpose(1, 2)
+    E, dE, dout = draw(2, r, n), draw(2, r, n), torch.zeros_like(V)
+    one = torch.tensor([0.0, 1.0, 1.0, 0.0])[:, None]
+    norm, means, none = one.expand(4, r).contiguous(), torch.zeros(2, r), torch.zeros(2, 0, n)
+    operators = torch.ops.rga_fast_cpp
+    assert torch.equal(operators.embed_fwd(V, W)[0], W @ V)
+    dV, dW = operators.embed_bwd(dout, V, logit, one, E, norm, means, W, dE, none, True, True)
+    assert torch.equal(dV, W.t() @ dE)
+    assert torch.equal(dW, (dE @ V.transpose(1, 2)).sum(0))
+
+
 @pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
 @pytest.mark.parametrize("name", CPP_OPERATORS)
 def test_products_of_the_dispatcher(name):
