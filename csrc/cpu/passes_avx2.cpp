@@ -10,8 +10,9 @@
 
 namespace rga::avx2 {
 namespace {
-#include "gemm_impl.h"
 #include "passes_impl.h"  // after every other header
+// Needs the former.
+#include "gemm_impl.h"
 constexpr Passes<float> kWithProducts = with_products();
 }  // namespace
 const Passes<float>& floats = kWithProducts;
