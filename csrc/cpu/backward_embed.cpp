@@ -177,24 +177,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relate_bwd(const Tensor& V, const Ten
   return {dE, dnodes, dweight, sums};
 }
 
-namespace {
-
-// y (columns x rows) is x (rows x columns) transposed; the threads share the columns of x.
-template <class T>
-void transpose(int64_t rows, int64_t columns, const T* x, T* y) {
-  constexpr int64_t kTile = 16;
-  const int64_t strips = (columns + kTile - 1) / kTile;
-  for_each(strips, rows * kTile, [&](int64_t strip, int) {
-    const int64_t j0 = strip * kTile, j1 = std::min(columns, j0 + kTile);
-    for (int64_t i0 = 0; i0 < rows; i0 += kTile)
-      for (int64_t j = j0; j < j1; ++j)
-        for (int64_t i = i0; i < std::min(rows, i0 + kTile); ++i)
-          y[j * rows + i] = x[i * columns + j];
-  });
-}
-
-}  // namespace
-
 std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const Tensor& logit,
                                      const Tensor& norm_l, const Tensor& E, const Tensor& norm_e,
                                      const Tensor& means_e, const Tensor& weight_e,
@@ -217,11 +199,6 @@ std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const 
     const Scratch<T> scratch(V, {n, staging<T, S>(d * n), staging<T, S>(d * n),
                                  staging<T, S>(r * n), staging<T, S>(d * n)});
     const Tensor before = make(V, {B, r, n}, type_of<T>());  // dE, before the normalisation
-    // Once instead of inside every image's product, where it shows if there are few nodes.
-    const bool turned = need_dV && nodes.by_rows && n < r;
-    const Tensor transposed = make(V, {turned ? d : 0, r}, type_of<T>());
-    if (turned) transpose(r, d, cdata<T>(weight_e), data<T>(transposed));
-    const T* W = cdata<T>(turned ? transposed : weight_e);
     for_each(B, r * n * d, [&](int64_t b, int t) {
       const T* Eb = load<T, S>(cdata<S>(E) + b * r * n, r * n, scratch(t, 3));
       T* dEb = data<T>(before) + b * r * n;
@@ -232,7 +209,7 @@ std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const 
       attention_values(n, row_l, cdata<T>(logit) + b * n, a);
       gate(nodes, load<T, S>(cdata<S>(dout) + b * d * n, d * n, scratch(t, 1)), a, dVb);
       if (nodes.by_rows)
-        gemm<T>(!turned, false, d, n, r, W, turned ? r : d, dEb, n, 1, dVb, n);
+        gemm<T>(true, false, d, n, r, cdata<T>(weight_e), d, dEb, n, 1, dVb, n);
       else
         gemm<T>(true, false, n, d, r, dEb, n, cdata<T>(weight_e), d, 1, dVb, d);
       if (dnodes.size(1)) add_nodes<T, S>(nodes, cdata<S>(dnodes) + b * d * n, dVb);
