@@ -6,7 +6,7 @@ import torch
 
 from rga_fast import ops
 
-_LIBRARY = ops.define("cpp", ops.SCHEMAS | ops.WHOLE)
+_LIBRARY = ops.define("cpp", ops.SCHEMAS | ops.PAIR | ops.WHOLE)
 PASSED_OVER: str | None = None
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

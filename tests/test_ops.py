@@ -10,7 +10,7 @@ from rga_fast import cpp, ops, testing_ops, triton_kernels
 from rga_fast.testing import check_budget, check_results
 
 PLAIN = testing_ops.register()  # kept: the operators live as long as it does
-CPP_OPERATORS = [*ops.SCHEMAS, *ops.WHOLE]
+CPP_OPERATORS = [*ops.SCHEMAS, *ops.PAIR, *ops.WHOLE]
 CPP = pytest.param(
     "cpp", marks=pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
 )

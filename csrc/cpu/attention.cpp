@@ -288,11 +288,13 @@ void image_by_all(const Branch<T>& branch, const Tensor& V, const Tensor& out, i
   store<T, S>(result, nodes.size(), data<S>(out) + offset);
 }
 
-Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tensor> norms,
-                 std::vector<double> eps, int64_t embeddings, bool relations, bool appearance) {
+// Into `out`, which may be V itself: an image is read as a whole before it is scaled, or only by
+// the thread that scales it.
+void attend(const Tensor& V, const std::vector<Tensor>& weights, const std::vector<Tensor>& norms,
+            const std::vector<double>& eps, int64_t embeddings, bool relations, bool appearance,
+            const Tensor& out) {
   const Nodes nodes(V);
-  Tensor out = torch::stable::empty_like(V);
-  if (V.numel() == 0) return out;
+  if (V.numel() == 0) return;
   with_types(V.scalar_type(), [&]<class T, class S>() {
     const Layers<T> layers =
         layers_of<T>(nodes, weights, norms, eps, embeddings, relations, appearance);
@@ -303,10 +305,38 @@ Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tenso
     for (int64_t b = 0; b < left; ++b) image_by_all<T, S>(branch, V, out, b);
     if (nodes.B > left) images<T, S>(branch, V, out, left);
   });
+}
+
+Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tensor> norms,
+                 std::vector<double> eps, int64_t embeddings, bool relations, bool appearance) {
+  Tensor out = torch::stable::empty_like(V);
+  attend(V, weights, norms, eps, embeddings, relations, appearance, out);
+  return out;
+}
+
+// The second branch works in place, on the result of the first turned around.
+Tensor attention_pair(const Tensor& V, std::vector<Tensor> weights, std::vector<Tensor> norms,
+                      std::vector<double> eps, int64_t embeddings, bool relations,
+                      bool appearance) {
+  STD_TORCH_CHECK(weights.size() % 2 == 0 && norms.size() % 2 == 0 && eps.size() % 2 == 0,
+                  "rga_fast: attention_pair got the tensors of ", weights.size(), " layers");
+  const auto half = [](const auto& all, int which) {
+    const auto middle = all.begin() + all.size() / 2;
+    return which ? std::decay_t<decltype(all)>(middle, all.end())
+                 : std::decay_t<decltype(all)>(all.begin(), middle);
+  };
+  Tensor out = torch::stable::empty_like(V);
+  const Tensor turned = torch::stable::transpose(out, 1, 2);
+  for (int which : {0, 1})
+    attend(which ? turned : V, half(weights, which), half(norms, which), half(eps, which),
+           embeddings, relations, appearance, which ? turned : out);
   return out;
 }
 
 }  // namespace
 }  // namespace rga
 
-STABLE_TORCH_LIBRARY_IMPL(rga_fast_cpp, CPU, m) { m.impl("attention", TORCH_BOX(&rga::attention)); }
+STABLE_TORCH_LIBRARY_IMPL(rga_fast_cpp, CPU, m) {
+  m.impl("attention", TORCH_BOX(&rga::attention));
+  m.impl("attention_pair", TORCH_BOX(&rga::attention_pair));
+}
