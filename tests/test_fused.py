@@ -115,11 +115,13 @@ def test_autocast(dtype):
 @pytest.mark.parametrize("stage", STAGES)
 def test_real_stages(stage):
     C, H, W = STAGES[stage]
-    x, dout = make_map((2, C, H, W), seed=1), make_map((2, C, H, W), seed=2)
-    module = leave_the_kinks(make_rga(C, (H, W)), x).float()
-    actual, baseline = run(module, x, dout, "cpp"), run(module, x, dout, "torch")
-    oracle = run(module.double(), x.double(), dout.double(), "torch")
-    check_results([(actual, baseline, oracle)])
+    results = []
+    for seed in range(5):
+        x, dout = (make_map((2, C, H, W), seed=100 * seed + k) for k in (1, 2))
+        module = leave_the_kinks(make_rga(C, (H, W), seed=seed), x).float()
+        actual, baseline = run(module, x, dout, "cpp"), run(module, x, dout, "torch")
+        results.append((actual, baseline, run(module.double(), x.double(), dout.double(), "torch")))
+    check_results(results)
 
 
 @needs_cpp

@@ -242,8 +242,8 @@ def test_empty_batch(impl, name):
                 assert not actual.any()
 
 
-# Around the sides of tiles (12 x 32 and 6 x 16) and of packed blocks (96, 256 and 384).
-PRODUCTS = [(12, 384, 32), (13, 385, 33), (97, 257, 289), (5, 1, 16), (1, 7, 1), (191, 40, 17)]
+# Around the sides of tiles (12 x 32 and 6 x 16) and of packed blocks (192, 128, 512 and 768).
+PRODUCTS = [(12, 128, 32), (13, 129, 33), (193, 257, 769), (5, 1, 16), (1, 7, 1), (191, 40, 17)]
 
 
 @pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
