@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +131,7 @@ def check_results(
     """The error budget for what `run` returns: (actual, baseline, oracle) of several random draws.
 
     The gradient of a weight in front of a normalisation may cancel to nothing and has no digits
-    then. So the parameters of a layer are compared together, and the median over the draws counts.
+    then. So the parameters of a layer are compared together, and the median draw counts.
     `product_dtype`: what autocast computes in, if it is on.
 
     Raises:
@@ -154,7 +153,9 @@ def check_results(
         dtypes.add(product_dtype)
     eps = max(torch.finfo(dtype).eps for dtype in dtypes)
     for name, pairs in errors.items():
-        far, allowed = (median(column) for column in zip(*pairs, strict=True))
+        # Each draw against its own baseline: how much of a gradient cancels differs between them.
+        ranked = sorted(pairs, key=lambda pair: pair[0] / (pair[1] + eps))
+        far, allowed = ranked[len(pairs) // 2]
         budget = 2 * (allowed + eps)
         assert far <= budget, f"{name}: relative error {far:.3g} exceeds the budget {budget:.3g}"
 
