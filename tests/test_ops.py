@@ -292,6 +292,19 @@ def test_wrong_arguments_raise_with_words(impl):
         torch.set_default_device("cpu")
 
 
+@pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.ERROR}")
+def test_wrong_layers_raise_with_words():
+    operators, case = torch.ops.rga_fast_cpp, Case(KINDS[0], (3, 16, 12))
+    V, weights, norms, eps, batch, *kind = case.arguments["training_fwd"]
+    with pytest.raises(RuntimeError, match="expected 6 layers, got 5 weights and 6 flags"):
+        operators.training_fwd(V, weights[:-1], norms, eps, batch, *kind)
+    with pytest.raises(RuntimeError, match="each of 6 normalisations, got 23 and 6"):
+        operators.training_fwd(V, weights, norms[:-1], eps, batch, *kind)
+    V, weights, *rest = case.arguments["attention_pair"]
+    with pytest.raises(RuntimeError, match="attention_pair got the tensors of 11 layers"):
+        operators.attention_pair(V, weights[:-1], *rest)
+
+
 def _wrong_arguments(embed):
     V, weight = torch.rand(2, 6, 5), torch.rand(3, 6)
     with pytest.raises(RuntimeError, match=r"weight_e must be \(3, 6\), got \(3, 4\)"):

@@ -67,7 +67,8 @@ class Tables {
   Tables(const Layers& l, const std::vector<Tensor>& norms, const std::vector<double>& eps)
       : l(l), norms(norms), eps(eps) {
     STD_TORCH_CHECK(norms.size() == 4 * l.weights.size() && eps.size() == l.weights.size(),
-                    "rga_fast: expected 4 tensors and an eps for each normalisation");
+                    "rga_fast: expected 4 tensors and an eps for each of ", l.weights.size(),
+                    " normalisations, got ", norms.size(), " and ", eps.size());
     total = l.rows(0) + l.rows(1) + l.rows(2) + l.rows(3);
     tracked = make(l.V, {2, total}, l.compute);
   }
