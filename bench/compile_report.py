@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rga_fast import kernels, testing
+from rga_fast import kernels, ops, testing
 from rga_fast.kernels.launch import Config, Kernel
 
 TARGETS = {
@@ -38,7 +38,7 @@ TARGETS = {
 TENSOR_CORES = {"ptx": r"\bmma\.sync\b|\bwgmma\.mma_async\b", "amdgcn": r"\bv_mfma_"}
 # Shared memory a block may have. Triton leaves out a configuration that needs more.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
-VIEWS = ("spatial", "channel")
+VIEWS = ("spatial", "channel", "both")  # the branches of a module
 TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -73,7 +73,7 @@ class Usage(NamedTuple):
 
 
 def launches(args: argparse.Namespace) -> list[Launch]:
-    """The distinct launches of all operators for both branches at the given stages."""
+    """The distinct launches of modules at the given stages, in training and evaluation."""
     found: dict[Any, Launch] = {}
 
     def record(kernel: Kernel, programs: Any, *args: Any, **constants: Any) -> Config:
@@ -88,31 +88,70 @@ def launches(args: argparse.Namespace) -> list[Launch]:
         return kernel.configs[0]
 
     with mock.patch.object(Kernel, "__call__", record):
-        for kind in itertools.product(args.stages, args.views, args.dtype, args.layout):
-            for name, arguments in _arguments(*kind):
-                kernels.LAUNCHERS[name](*arguments)
+        for stage, view, *kind in itertools.product(
+            args.stages, args.views, args.dtype, args.layout
+        ):
+            list(module_results(stage, view, *kind))
+            if args.cuts and view != "both":
+                for name, arguments in _cut_arguments(stage, view, *kind):
+                    kernels.LAUNCHERS[name](*arguments)
     return list(found.values())
 
 
-def _arguments(stage: str, view: str, dtype: str, layout: str) -> Iterator[tuple[str, tuple]]:
-    """Of every operator, on the meta device: nothing is computed."""
+def module_results(stage: str, view: str, dtype: str, layout: str) -> Iterator[tuple[str, Any]]:
+    """What the operators of a module return, on the meta device: nothing is computed."""
+    V, layers = _map_and_layers(stage, view, dtype, layout)
+    kind, pair = (2, True, True), "_pair" if view == "both" else ""
+    weights = [weight for own in layers for weight in own]
+    tables = [weight.new_empty(len(weight)) for weight in weights for _ in range(4)]
+    eps, batch = [1e-5] * len(weights), [True] * len(weights)
+
+    def result(name: str, *arguments: Any) -> Any:
+        return kernels.LAUNCHERS[name](*arguments)
+
+    yield "evaluation", result(f"attention{pair}", V, weights, tables, eps, *kind)
+    out, *saved = result(f"training{pair}_fwd", V, weights, tables, eps, batch, *kind)
+    yield "forward", (out, *saved)
+    if pair:
+        kept = [t for own in ops.halves(saved[0]) for t in own[:-1]]
+        arguments = (kept, weights, batch, *kind, True, [True, True])
+    else:
+        arguments = (*saved[:-1], weights, batch, *kind, True, True)
+    yield "backward", result(f"training{pair}_bwd", V, V, *arguments)
+
+
+def _map_and_layers(
+    stage: str, view: str, dtype: str, layout: str
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """The map as the first branch of a module sees it, and the weights of each of its branches."""
     C, H, W = testing.STAGES[int(stage)]
-    d, n = (C, H * W) if view == "spatial" else (H * W, C)
-    by_rows = (view == "spatial") == (layout == "contiguous")
+    B, d, n = 64, *((H * W, C) if view == "channel" else (C, H * W))
+    by_rows = (view != "channel") == (layout == "contiguous")
     meta = functools.partial(torch.empty, device="meta")
-    B, c, m = 64, max(1, d // 8), max(1, n // 8)
-    k, low = max(1, (1 + m) // 8), common.DTYPES[dtype]
-    V = meta(B, d, n, dtype=low) if by_rows else meta(B, n, d, dtype=low).transpose(1, 2)
-    E, Z, PQ = meta(B, 3 * c, n, dtype=low), meta(B, m, n, dtype=low), meta(B, m, 2 * c)
-    shapes = [(c, d)] * 3 + [(m, 2 * n), (k, 1 + m), (1, k)]
-    weight_e, weight_z, weight_h, weight_l = (meta(3 * c, d), *(meta(*s) for s in shapes[3:]))
-    norms = [meta(4, rows) for rows in (3 * c, m, k, 1)]
+    low = {"dtype": common.DTYPES[dtype]}
+    V = meta(B, d, n, **low) if by_rows else meta(B, n, d, **low).transpose(1, 2)
+    layers = []
+    for rows, nodes in ((d, n), (n, d))[: 1 + (view == "both")]:
+        c, m = max(1, rows // 8), max(1, nodes // 8)
+        k = max(1, (1 + m) // 8)
+        shapes = [(c, rows)] * 3 + [(m, 2 * nodes), (k, 1 + m), (1, k)]
+        layers.append([meta(*shape) for shape in shapes])
+    return V, layers
+
+
+def _cut_arguments(stage: str, view: str, dtype: str, layout: str) -> Iterator[tuple[str, tuple]]:
+    """Of the operators that a process group takes."""
+    V, [weights] = _map_and_layers(stage, view, dtype, layout)
+    (B, _, n), meta = V.shape, V.new_empty
+    c, (m, k) = len(weights[0]), map(len, weights[3:5])
+    E, Z, PQ = meta(B, 3 * c, n), meta(B, m, n), meta(B, m, 2 * c).float()
+    weight_e = torch.cat(weights[:3])
+    weight_z, weight_h, weight_l = weights[3:]
+    norms = [weight_l.new_empty(4, rows) for rows in (3 * c, m, k, 1)]
     norm_e, norm_z, norm_h, norm_l = norms
     means_e, means_z, means_h, means_l = (norm[:2] for norm in norms)
-    psi, hidden, logit, kind = meta(B, 1, n), meta(B, k, n), meta(B, n), (2, c)
-    tables = [meta(rows) for rows, _ in shapes for _ in range(4)]
-    weights = [meta(*shape) for shape in shapes]
-    yield "attention", (V, weights, tables, [1e-5] * len(shapes), 2, True, True)
+    psi, hidden, logit = (weight_l.new_empty(*shape) for shape in ((B, 1, n), (B, k, n), (B, n)))
+    kind = (2, c)
     yield "embed_fwd", (V, weight_e)
     yield "relate_fwd", (V, E, norm_e, weight_z, *kind)
     yield "hidden_fwd", (psi, Z, norm_z, weight_h)
@@ -128,7 +167,7 @@ def _arguments(stage: str, view: str, dtype: str, layout: str) -> Iterator[tuple
         V, E, norm_e, weight_z, PQ, Z, norm_z, means_z, weight_h, hidden, *kind,
     )  # fmt: skip
     yield "embed_bwd", (
-        V, V, logit, norm_l, E, norm_e, means_e, weight_e, E, meta(B, 0, n, dtype=low), True, True,
+        V, V, logit, norm_l, E, norm_e, means_e, weight_e, E, meta(B, 0, n), True, True,
     )  # fmt: skip
 
 
@@ -242,6 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--targets", type=common.listed(*TARGETS), default=list(TARGETS))
     add_selection(parser)
+    parser.set_defaults(cuts=True)
     args = parser.parse_args(arguments)
     found = selected(args)
     wrong = 0

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compile_report.add_selection(parser)
-    parser.set_defaults(layout=["contiguous", "channels_last"])
+    parser.set_defaults(views=["both"], layout=["contiguous", "channels_last"], cuts=False)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():

@@ -7,22 +7,40 @@ import torch
 from torch import Tensor
 
 from rga_fast import ops
-from rga_fast.kernels import checks, embed, evaluate, gate, perceptron, relate
+from rga_fast.kernels import (
+    checks,
+    embed,
+    evaluate,
+    gate,
+    perceptron,
+    perceptron_bwd,
+    relate,
+    relate_bwd,
+    training,
+)
 
 LAUNCHERS = {
     "attention": evaluate.attention,
+    "attention_pair": evaluate.attention_pair,
+    "training_fwd": training.training_fwd,
+    "training_bwd": training.training_bwd,
+    "training_pair_fwd": training.training_pair_fwd,
+    "training_pair_bwd": training.training_pair_bwd,
     "embed_fwd": embed.embed_fwd,
     "relate_fwd": relate.relate_fwd,
     "hidden_fwd": perceptron.hidden_fwd,
     "logit_fwd": perceptron.logit_fwd,
     "gate_fwd": gate.gate_fwd,
     "gate_bwd": gate.gate_bwd,
-    "logit_bwd": perceptron.logit_bwd,
-    "hidden_bwd": perceptron.hidden_bwd,
-    "relate_bwd": relate.relate_bwd,
+    "logit_bwd": perceptron_bwd.logit_bwd,
+    "hidden_bwd": perceptron_bwd.hidden_bwd,
+    "relate_bwd": relate_bwd.relate_bwd,
     "embed_bwd": embed.embed_bwd,
 }
-NAMES = {name: tuple(inspect.signature(f).parameters) for name, f in LAUNCHERS.items()}
+NAMES = {
+    name: [p.name for p in inspect.signature(f).parameters.values() if p.default is p.empty]
+    for name, f in LAUNCHERS.items()
+}
 
 
 def call(name: str, *args: Any) -> Any:

@@ -6,24 +6,25 @@ import triton.language as tl
 from torch import Tensor
 
 from rga_fast.kernels.common import (
+    Gate,
     attention_value,
     cdiv,
+    gate_arguments,
+    load_gate,
     load_norm,
     lowered,
-    merged,
     multiply,
-    parts_of_stats,
     splits,
-    store_stats,
-    summed,
     through_norm,
 )
 from rga_fast.kernels.launch import Kernel, jit, precision
+from rga_fast.kernels.statistics import Finish, merged, parts_of_stats, store_stats, summed
 
 
 @jit
 def embed_fwd_kernel(
-    V, weight_e, E, parts, stride_b, stride_d, stride_n, d, n, r, PRECISION: tl.constexpr,
+    V, gate, norm_g, weight_e, E, parts, stride_b, stride_d, stride_n, d, n, r,
+    GATED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program: (row tile, node tile, image)."""
@@ -38,6 +39,9 @@ def embed_fwd_kernel(
         feature = start + tl.arange(0, BLOCK_D)
         mask_w = (row < r)[:, None] & (feature < d)[None, :]
         w = tl.load(weight_e + row[:, None] * d + feature[None, :], mask_w, 0.0)
+        if GATED:  # the smaller factor of the two
+            a = load_gate(gate, norm_g, b * d + feature, feature < d, GATED)
+            w = w.to(tl.float32) * a[None, :]
         mask_v = (feature < d)[:, None] & (node < n)[None, :]
         at = V + b * stride_b + feature[:, None] * stride_d + node[None, :] * stride_n
         v = tl.load(at, mask_v, 0.0)
@@ -62,11 +66,13 @@ def load_dE(dE, E, norm_e, means_e, row, node, n, r):
 
 @jit
 def embed_bwd_nodes_kernel(
-    dout, logit, norm_l, E, norm_e, means_e, weight_e, dE, dnodes, dV,
-    stride_b, stride_d, stride_n, d, n, r, HAS_DNODES: tl.constexpr, PRECISION: tl.constexpr,
+    dout, V, logit, norm_l, E, norm_e, means_e, weight_e, dE, dnodes, dV, dgate,
+    stride_b, stride_d, stride_n, d, n, r, HAS_DNODES: tl.constexpr, GATED: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """dV = W_e^T dE + dout a. A program: (feature tile, node tile, image)."""
+    """dV = W_e^T dE + dout a; of a gated map the gradient behind the gate, and `dgate`, that of
+    the attention values, summed over a node tile. A program: (feature tile, node tile, image)."""
     tiles_d = tl.cdiv(d, BLOCK_D)
     tiles_n = tl.cdiv(n, BLOCK_N)
     rest = tl.program_id(0) // tiles_d
@@ -88,12 +94,15 @@ def embed_bwd_nodes_kernel(
     at = b * stride_b + feature[:, None] * stride_d + node[None, :] * stride_n
     acc += tl.load(dout + at, mask, 0.0).to(tl.float32) * a[None, :]
     tl.store(dV + at, acc.to(dV.dtype.element_ty), mask)
+    if GATED:
+        total = tl.sum(acc * tl.load(V + at, mask, 0.0).to(tl.float32), 1)
+        tl.store(dgate + rest.to(tl.int64) * d + feature, total, feature < d)
 
 
 @jit
 def embed_bwd_weight_kernel(
-    V, E, norm_e, means_e, dE, parts, stride_b, stride_d, stride_n, B, d, n, r, splits,
-    PRECISION: tl.constexpr,
+    V, gate, norm_g, E, norm_e, means_e, dE, parts, stride_b, stride_d, stride_n, B, d, n, r,
+    splits, GATED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dW_e = sum_b dE V^T. A program: (row tile, feature tile, share of all node tiles)."""
@@ -112,7 +121,13 @@ def embed_bwd_weight_kernel(
         dx = load_dE(dE + b * r * n, E + b * r * n, norm_e, means_e, row, node, n, r)
         mask = (node < n)[:, None] & (feature < d)[None, :]  # zeros beyond the nodes, unlike dx
         at = V + b * stride_b + feature[None, :] * stride_d + node[:, None] * stride_n
-        acc = multiply(dx, tl.load(at, mask, 0.0), acc, PRECISION)
+        v = tl.load(at, mask, 0.0)
+        if GATED:
+            a = load_gate(gate, norm_g, b * d + feature, feature < d, GATED)
+            part = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+            acc += multiply(dx, v, part, PRECISION) * a[None, :]
+        else:
+            acc = multiply(dx, v, acc, PRECISION)
     to = parts + split.to(tl.int64) * r * d + row[:, None] * d + feature[None, :]
     tl.store(to, acc, (row < r)[:, None] & (feature < d)[None, :])
 
@@ -145,17 +160,21 @@ EMBED_BWD_WEIGHT = Kernel(
 )
 
 
-def embed_fwd(V: Tensor, weight_e: Tensor) -> tuple[Tensor, Tensor]:
+def embed_fwd(
+    V: Tensor, weight_e: Tensor, gate: Gate | None = None, finish: Finish = merged
+) -> tuple[Tensor, Tensor]:
     (B, d, n), r = V.shape, len(weight_e)
     E = V.new_empty(B, r, n)
     parts = parts_of_stats(V, EMBED_FWD, r)
     if r == 0:
-        return E, parts.new_empty(2, 0, dtype=weight_e.dtype)
+        return E, finish(parts, V, 1)
+    on_load, gated = gate_arguments(gate, V)
     config = EMBED_FWD(
         lambda c: cdiv(r, c["BLOCK_R"]) * cdiv(n, c["BLOCK_N"]) * B,
-        V, lowered(weight_e, V), E, parts, *V.stride(), d, n, r, PRECISION=precision(V),
+        V, *on_load, lowered(weight_e, V), E, parts, *V.stride(), d, n, r,
+        GATED=gated, PRECISION=precision(V),
     )  # fmt: skip
-    return E, merged(parts, V, config["BLOCK_N"])
+    return E, finish(parts, V, config["BLOCK_N"])
 
 
 def embed_bwd(
@@ -163,25 +182,50 @@ def embed_bwd(
     means_e: Tensor, weight_e: Tensor, dE: Tensor, dnodes: Tensor, need_dV: bool,
     need_dweight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    (B, d, n), r = V.shape, len(weight_e)
-    dV, dweight = V.new_empty(B, 0, n), weight_e.new_empty(0, d)
+    d, n = V.shape[1:]
+    dV, dweight = V.new_empty(len(V), 0, n), weight_e.new_empty(0, d)
+    own = (E, norm_e, means_e)
     if need_dV:
-        dV = torch.empty_like(V)
-        EMBED_BWD_NODES(
-            lambda c: cdiv(d, c["BLOCK_D"]) * cdiv(n, c["BLOCK_N"]) * B,
-            dout, logit, norm_l, E, norm_e, means_e, lowered(weight_e, V), dE, dnodes, dV,
-            *V.stride(), d, n, r, HAS_DNODES=dnodes.shape[1] > 0, PRECISION=precision(V),
-        )  # fmt: skip
+        dV, _ = embed_bwd_nodes(dout, V, logit, norm_l, *own, weight_e, dE, dnodes)
     if need_dweight:
-        dweight = torch.empty_like(weight_e)
-        shares = splits(B * cdiv(n, 64), cdiv(r, 64) * cdiv(d, 64)) if r else 0
-        parts = dweight if shares == 1 else weight_e.new_empty(shares, r, d)
-        if r:
-            EMBED_BWD_WEIGHT(
-                lambda c: cdiv(r, c["BLOCK_R"]) * cdiv(d, c["BLOCK_D"]) * shares,
-                V, E, norm_e, means_e, dE, parts, *V.stride(), B, d, n, r, shares,
-                PRECISION=precision(V),
-            )  # fmt: skip
-        if shares > 1:
-            summed(parts, shares, dweight)
+        dweight = embed_bwd_weight(V, *own, dE)
     return dV, dweight
+
+
+def embed_bwd_nodes(
+    dout: Tensor, V: Tensor, logit: Tensor, norm_l: Tensor, E: Tensor, norm_e: Tensor,
+    means_e: Tensor, weight_e: Tensor, dE: Tensor, dnodes: Tensor, gated: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dV; of a gated map that of V a, and the gradient of a (B, tiles, d), to be summed."""
+    (B, d, n), r = V.shape, len(weight_e)
+    dV = torch.empty_like(V)
+    tiles = B * cdiv(n, EMBED_BWD_NODES.smallest("BLOCK_N")) if gated else 0
+    dgate = logit.new_empty(tiles, d)
+    config = EMBED_BWD_NODES(
+        lambda c: cdiv(d, c["BLOCK_D"]) * cdiv(n, c["BLOCK_N"]) * B,
+        dout, V, logit, norm_l, E, norm_e, means_e, lowered(weight_e, V), dE, dnodes, dV, dgate,
+        *V.stride(), d, n, r, HAS_DNODES=dnodes.shape[1] > 0, GATED=gated,
+        PRECISION=precision(V),
+    )  # fmt: skip
+    tiles = cdiv(n, config["BLOCK_N"]) if gated else 0
+    return dV, dgate[: B * tiles].view(B, tiles, d)
+
+
+def embed_bwd_weight(
+    V: Tensor, E: Tensor, norm_e: Tensor, means_e: Tensor, dE: Tensor, gate: Gate | None = None
+) -> Tensor:
+    (B, d, n), r = V.shape, E.shape[1]
+    dweight = norm_e.new_empty(r, d)
+    if r == 0:
+        return dweight
+    shares = splits(B * cdiv(n, 64), cdiv(r, 64) * cdiv(d, 64))
+    parts = dweight if shares == 1 else dweight.new_empty(shares, r, d)
+    on_load, gated = gate_arguments(gate, V)
+    EMBED_BWD_WEIGHT(
+        lambda c: cdiv(r, c["BLOCK_R"]) * cdiv(d, c["BLOCK_D"]) * shares,
+        V, *on_load, E, norm_e, means_e, dE, parts, *V.stride(), B, d, n, r, shares,
+        GATED=gated, PRECISION=precision(V),
+    )  # fmt: skip
+    if shares > 1:
+        summed(parts, shares, dweight)
+    return dweight

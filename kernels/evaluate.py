@@ -1,14 +1,17 @@
 """A branch in evaluation, four launches: the running statistics are constants of the layers."""
 
+from collections.abc import Sequence
+
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from rga_fast.kernels.common import cdiv, multiply, relu
+from rga_fast.kernels.common import Gate, cdiv, gate_arguments, load_gate, multiply, relu
 from rga_fast.kernels.gate import store_gated
 from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision
 from rga_fast.kernels.perceptron import through_psi, through_relations
 from rga_fast.kernels.relate import Nodes, columns, relations
+from rga_fast.ops import halves
 
 
 @jit
@@ -45,8 +48,8 @@ def fold_kernel(
 
 @jit
 def embed_kernel(
-    V, folded, table, nodes, psi, stride_b, stride_d, stride_n, d, n, q, r, rows,
-    PRECISION: tl.constexpr,
+    V, gate, norm_g, folded, table, nodes, psi, stride_b, stride_d, stride_n, d, n, q, r, rows,
+    GATED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Theta and phi, activated, and sums of psi over row tiles. A program: (row tile, node tile,
@@ -67,6 +70,9 @@ def embed_kernel(
         feature = start + tl.arange(0, BLOCK_D)
         mask_w = (row < end)[:, None] & (feature < d)[None, :]
         w = tl.load(folded + row[:, None] * d + feature[None, :], mask_w, 0.0)
+        if GATED:
+            a = load_gate(gate, norm_g, b * d + feature, feature < d, GATED)
+            w = (w.to(tl.float32) * a[None, :]).to(w.dtype)
         mask_v = (feature < d)[:, None] & (node < n)[None, :]
         at = V + b * stride_b + feature[:, None] * stride_d + node[None, :] * stride_n
         acc = multiply(w, tl.load(at, mask_v, 0.0), acc, PRECISION)
@@ -83,12 +89,14 @@ def embed_kernel(
 
 @jit
 def attend_kernel(
-    V, nodes, PQ, psi, weight_h, weight_l, table, out, stride_b, stride_d, stride_n,
+    V, gate, norm_g, nodes, PQ, psi, weight_h, weight_l, table, out, stride_b, stride_d, stride_n,
     nodes_b, nodes_d, nodes_n, d, n, m, q, k, p, r, psi_rows, psi_tiles, rows,
-    PRECISION: tl.constexpr, TILES_K: tl.constexpr, BLOCK_K: tl.constexpr,
+    VALUES: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    TILES_K: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Z, the perceptron and the gate of some nodes, all features. A program: (node tile, image).
+    """Z, the perceptron and the gate of some nodes, all features; where VALUES are wanted, `out`
+    (B, n) gets these and nothing is gated. A program: (node tile, image).
 
     More than one tile of units, above 64, makes Z again for each.
     """
@@ -117,11 +125,14 @@ def attend_kernel(
         w = tl.load(weight_l + unit, unit < k, 0.0)
         logit += tl.sum(relu(hidden * scale[:, None] + shift[:, None]) * w[:, None], 0)
     a = tl.sigmoid(logit * tl.load(table + rows - 1) + tl.load(table + 2 * rows - 1))
-    for start in range(0, d, BLOCK_D):
-        feature = start + tl.arange(0, BLOCK_D)
-        store_gated(
-            V + b * stride_b, out + b * stride_b, a, feature, node, stride_d, stride_n, d, n
-        )
+    if VALUES:
+        tl.store(out + b * n + node, a, node < n)
+    else:
+        for start in range(0, d, BLOCK_D):
+            feature = start + tl.arange(0, BLOCK_D)
+            store_gated(
+                V, gate, norm_g, out, a, b, feature, node, stride_b, stride_d, stride_n, d, n, GATED
+            )
 
 
 FOLD = Kernel(fold_kernel, {}, [{"BLOCK": 1024, "num_warps": 4}])
@@ -151,6 +162,28 @@ def attention(
     V: Tensor, weights: list[Tensor], norms: list[Tensor], eps: list[float], embeddings: int,
     relations: bool, appearance: bool,
 ) -> Tensor:  # fmt: skip
+    return _attention(V, None, weights, norms, eps, embeddings, relations, appearance)
+
+
+def attention_pair(
+    V: Tensor, weights: list[Tensor], norms: list[Tensor], eps: list[float], embeddings: int,
+    relations: bool, appearance: bool,
+) -> Tensor:  # fmt: skip
+    """Between the branches are attention values; the map, where it is what the nodes are."""
+    kind = embeddings, relations, appearance
+    first, second = zip(*map(halves, (weights, norms, eps)), strict=True)
+    if relations and not embeddings:
+        V, gate = attention(V, *first, *kind), None
+    else:
+        gate = Gate(_attention(V, None, *first, *kind, values=True))
+    return _attention(V.transpose(1, 2), gate, *second, *kind).transpose(1, 2)
+
+
+def _attention(
+    V: Tensor, gate: Gate | None, weights: Sequence[Tensor], norms: Sequence[Tensor],
+    eps: Sequence[float], embeddings: int, relations: bool, appearance: bool, values: bool = False,
+) -> Tensor:  # fmt: skip
+    """The gated map, or the attention `values` (B, n)."""
     B, d, n = V.shape
     weight_h, weight_l = weights[-2:]
     psi_rows = len(weights[embeddings]) if appearance else 0
@@ -159,6 +192,7 @@ def attention(
     q = r - psi_rows if embeddings else d
     folded, table = _folded(V, weights, norms, eps, embeddings + appearance + relations)
     rows = table.shape[1]
+    on_load, gated = gate_arguments(gate, V)
 
     E = V.new_empty(B, r - psi_rows, n)
     psi = table.new_empty(B * cdiv(psi_rows, EMBED.smallest("BLOCK_R")) * n if psi_rows else 0)
@@ -169,8 +203,8 @@ def attention(
                 (cdiv(r - psi_rows, g["BLOCK_R"]) + cdiv(psi_rows, g["BLOCK_R"]))
                 * (cdiv(n, g["BLOCK_N"]) * B)
             ),
-            V, folded, table, E, psi, *V.stride(), d, n, r - psi_rows, r, rows,
-            PRECISION=precision(V),
+            V, *on_load, folded, table, E, psi, *V.stride(), d, n, r - psi_rows, r, rows,
+            GATED=gated, PRECISION=precision(V),
         )  # fmt: skip
         psi_tiles = cdiv(psi_rows, config["BLOCK_R"])
     nodes = E if embeddings else V
@@ -179,19 +213,20 @@ def attention(
         halves = 2 if embeddings == 2 else 1
         x = Nodes(nodes, nodes.stride(), q, halves, False)
         columns(x, table, folded[r * d :].view(m, 2 * n), PQ)
-    out = torch.empty_like(V)
+    out = table.new_empty(B, n) if values else torch.empty_like(V)
     block_k = min(power_of_2(k), 64)
     ATTEND(
         lambda g: cdiv(n, g["BLOCK_N"]) * B,
-        V, nodes, PQ, psi, weight_h, weight_l, table, out, *V.stride(), *nodes.stride(),
+        V, *on_load, nodes, PQ, psi, weight_h, weight_l, table, out, *V.stride(), *nodes.stride(),
         d, n, m, q, k, int(appearance), r, psi_rows, psi_tiles, rows,
-        PRECISION=precision(V), TILES_K=cdiv(k, block_k), BLOCK_K=block_k,
+        VALUES=values, GATED=gated, PRECISION=precision(V),
+        TILES_K=cdiv(k, block_k), BLOCK_K=block_k,
     )  # fmt: skip
     return out
 
 
 def _folded(
-    V: Tensor, weights: list[Tensor], norms: list[Tensor], eps: list[float], count: int
+    V: Tensor, weights: Sequence[Tensor], norms: Sequence[Tensor], eps: Sequence[float], count: int
 ) -> tuple[Tensor, Tensor]:
     """The first `count` weights with their scales, one after the other; the table of all."""
     rows, widths = [len(w) for w in weights], [w.shape[1] for w in weights]

@@ -18,7 +18,8 @@ EXACT = 32
 Config = dict[str, int]
 # Kernels are `jit`, what they call is `triton.jit`. These sizes align no address, so one compiled
 # kernel serves them all: the last batch of an epoch, and most of a network's stages.
-jit = triton.jit(do_not_specialize=("B", "k", "psi_rows", "psi_tiles", "splits", "count", "tiles"))
+ANY = ("B", "k", "psi_rows", "psi_tiles", "splits", "count", "tiles", "begin", "total", "width")
+jit = triton.jit(do_not_specialize=ANY)
 
 
 class Kernel:

@@ -38,7 +38,9 @@ def attention(x: Tensor, branches: Sequence[Branch], impl: str) -> Tensor:
     for part in parts:
         _check_count(x, part.plan)
     tensors = (t for part in parts for field in part.layers for t in field)
-    out, *statistics = _Attention.apply(x, [part.plan for part in parts], *tensors)
+    plans = [part.plan for part in parts]
+    function = _Pair if _trains_as_pair(plans) else _Attention
+    out, *statistics = function.apply(x, plans, *tensors)
     track(parts, statistics, empty=not x.shape[0] and parts[0].plan.group is None)
     return out
 
@@ -63,18 +65,35 @@ def _check_count(x: Tensor, plan: Plan) -> None:
 
 def _evaluate(x: Tensor, parts: Sequence[Part]) -> Tensor:
     """Two branches of the same kind of layers by one operator, where there is one."""
-    calls: list[tuple[Plan, tuple[Any, ...]]]
-    calls = [(plan, (layers.matrices, layers.norms, list(plan.eps))) for _, plan, layers in parts]
+    plans = [part.plan for part in parts]
+    lists = [(part.layers.matrices, part.layers.norms, part.plan.eps) for part in parts]
     name = "attention"
-    if len(parts) == 2 and "attention_pair" in ops.defined(parts[0].plan.namespace):
-        (plan, first), (other, second) = calls
-        if plan.kind == other.kind and plan.view != other.view:
-            name = "attention_pair"
-            calls = [(plan, tuple([*a, *b] for a, b in zip(first, second, strict=True)))]
-    for plan, arguments in calls:
+    if _paired(plans, "attention_pair"):
+        name, plans, lists = "attention_pair", plans[:1], [_joined(lists)]
+    for plan, arguments in zip(plans, lists, strict=True):
         operator = getattr(getattr(torch.ops, plan.namespace), name).default
         x = _map(operator(reference.nodes(x, plan.view), *arguments, *plan.kind), x, plan)
     return x
+
+
+def _paired(plans: Sequence[Plan], name: str) -> bool:
+    """Whether there are two branches, and an operator `name` that takes both."""
+    if len(plans) != 2 or name not in ops.defined(plans[0].namespace):
+        return False
+    first, second = plans
+    return first.kind == second.kind and first.view != second.view
+
+
+def _trains_as_pair(plans: Sequence[Plan]) -> bool:
+    """The map between two branches cannot be left out where its values are what is related."""
+    related = plans[0].relations and not plans[0].embeddings
+    whole = all(plan.whole for plan in plans)
+    return whole and not related and _paired(plans, "training_pair_fwd")
+
+
+def _joined(lists: Sequence[Sequence[Any]]) -> Any:
+    """Several lists of each of two branches: those of the first before those of the second."""
+    return tuple([*first, *second] for first, second in zip(*lists, strict=True))
 
 
 def _map(V: Tensor, x: Tensor, plan: Plan) -> Tensor:
@@ -147,10 +166,58 @@ def _backward(
         results = op(dout, V, *saved, weights, plan.batch, *plan.kind, need_dV, need_dweight)
     else:
         results = cuts.backward(plan, total, dout, V, saved, weights, need_dV, need_dweight)
-    dV, dweight_e, dweight_z, *others, sums = results
+    dV, *gradients = results
+    dx = _map(dV, x, plan) if need_dV else None
+    return dx, _of_layers(plan, weights, gradients, need_dweight)
 
+
+class _Pair(torch.autograd.Function):
+    """As `_Attention`, of two branches by one operator."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plans: Sequence[Plan], *tensors: Tensor) -> Any:
+        ctx.plans = plans
+        plan = plans[0]
+        layers = [Layers.joined(own) for own in _shares(plans, tensors, len(Layers._fields))]
+        op = getattr(torch.ops, plan.namespace).training_pair_fwd.default
+        lists = [
+            (own.matrices, own.norms, plan.eps, plan.batch)
+            for plan, own in zip(plans, layers, strict=True)
+        ]
+        out, results = op(reference.nodes(x, plan.view), *_joined(lists), *plan.kind)
+        first, second = ops.halves(results)
+        weights = (weight for own in layers for weight in own.weights)
+        ctx.save_for_backward(x, *first[:-1], *second[:-1], *weights)
+        statistics = first[-1], second[-1]
+        ctx.mark_non_differentiable(*statistics)
+        return _map(out, x, plan), *statistics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, *_: Any) -> Any:
+        plans: Sequence[Plan] = ctx.plans
+        plan, count = plans[0], 2 * len(cuts.Saved._fields)
+        x, *rest = ctx.saved_tensors
+        saved, weights = rest[:count], [weight.flatten(1) for weight in rest[count:]]
+        wanted = _shares(plans, ctx.needs_input_grad[2:], len(Layers._fields))
+        need_dV = ctx.needs_input_grad[0]
+        needed = [any(own[plan.cuts[0]]) for own in wanted]
+        V, dout = (reference.nodes(t, plan.view) for t in (x, _like(dout, x)))
+        op = getattr(torch.ops, plan.namespace).training_pair_bwd.default
+        batch = [*plan.batch, *plans[1].batch]
+        dV, results = op(dout, V, saved, weights, batch, *plan.kind, need_dV, needed)
+        each = zip(plans, ops.halves(weights), ops.halves(results), needed, strict=True)
+        gradients = [t for of_branch in each for t in _of_layers(*of_branch)]
+        return _map(dV, x, plan) if need_dV else None, None, *gradients
+
+
+def _of_layers(
+    plan: Plan, weights: Sequence[Tensor], gradients: Sequence[Tensor], need_dweight: bool
+) -> tuple[Any, ...]:
+    """The gradients of the layers of one branch, from what `training_bwd` returns."""
+    dweight_e, dweight_z, *others, sums = gradients
     widths = [len(weight) for weight in weights]
-    stacked = widths[embeddings]
+    stacked = widths[plan.cuts[0]]
     dweights = [
         *(dweight_e.split(stacked) if need_dweight else [None] * len(stacked)),
         *((dweight_z,) if plan.relations else ()),
@@ -159,8 +226,7 @@ def _backward(
     dweights = [None if w is None else w[:, :, None, None] for w in dweights]
     dshifts, dscales = (torch.split_with_sizes(row, widths) for row in sums.unbind())
     running = (None,) * (2 * len(widths))
-    dx = _map(dV, x, plan) if need_dV else None
-    return dx, (*dweights, *dscales, *dshifts, *running)
+    return *dweights, *dscales, *dshifts, *running
 
 
 def _shares(plans: Sequence[Plan], values: Sequence[Any], each: int, more: int = 0) -> list[Any]:

@@ -24,7 +24,7 @@ Letters as in docs/design.md. A branch sees a map as `V` (B, d, n), whose images
 dtypes: V, E, Z, out, dout, dE, dV of the map's dtype; everything else of `compute_dtype(V)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,6 +90,18 @@ WHOLE = {
     "Tensor sums)",
 }
 
+# Both in training, likewise, for implementations that need no map between the two. The lists are
+# those of the first branch, then those of the second, which sees the map turned around. `saved` is
+# what `training_fwd` returns behind `out`, with `stats` forward and without backward; `gradients`
+# what `training_bwd` returns behind dV. Where `embeddings` is 0 there may be no relations.
+WHOLE_PAIR = {
+    "training_pair_fwd": "(Tensor V, Tensor[] weights, Tensor[] norms, float[] eps, bool[] batch, "
+    "int embeddings, bool relations, bool appearance) -> (Tensor out, Tensor[] saved)",
+    "training_pair_bwd": "(Tensor dout, Tensor V, Tensor[] saved, Tensor[] weights, bool[] batch, "
+    "int embeddings, bool relations, bool appearance, bool need_dV, bool[] need_dweight) -> "
+    "(Tensor dV, Tensor[] gradients)",
+}
+
 
 def compute_dtype(V: Tensor) -> torch.dtype:
     """The dtype of weights and statistics: float64 for a float64 map, else float32."""
@@ -116,6 +128,12 @@ def define(impl: str, schemas: dict[str, str] = SCHEMAS) -> torch.library.Librar
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace(impl)}::{name}", _FAKES[name], lib=library)
     return library
+
+
+def halves(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Of what belongs to two branches, that of the first and that of the second."""
+    middle = len(values) // 2
+    return values[:middle], values[middle:]
 
 
 def constant(function: Callable) -> Callable:
@@ -168,6 +186,23 @@ def _training_bwd(
         *(torch.empty_like(weight) for weight in weights[-2:]),
         _new(V, 2, rows),
     )
+
+
+def _training_pair_fwd(V, weights, norms, eps, batch, *kind):
+    saved: list[Tensor] = []
+    for view, own in zip((V, V.transpose(1, 2)), halves(weights), strict=True):
+        saved += _training_fwd(view, own, (), (), (), *kind)[1:]
+    return torch.empty_like(V), saved
+
+
+def _training_pair_bwd(dout, V, saved, weights, batch, *rest):
+    *kind, need_dV, need_dweight = rest
+    gradients: list[Tensor] = []
+    lists = map(halves, (saved, weights, need_dweight))
+    for view, kept, own, need in zip((V, V.transpose(1, 2)), *lists, strict=True):
+        arguments = (view, view, *kept, own, (), *kind, False, *need)
+        gradients += _training_bwd(*arguments)[1:]
+    return torch.empty_like(V) if need_dV else V.new_empty(len(V), 0, V.shape[2]), gradients
 
 
 def _embed_fwd(V, weight_e):
@@ -250,6 +285,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "attention_pair": _attention,
     "training_fwd": _training_fwd,
     "training_bwd": _training_bwd,
+    "training_pair_fwd": _training_pair_fwd,
+    "training_pair_bwd": _training_pair_bwd,
     "embed_fwd": _embed_fwd,
     "relate_fwd": _relate_fwd,
     "hidden_fwd": _hidden_fwd,

@@ -35,13 +35,17 @@ class Plan(NamedTuple):
 
     @property
     def cuts(self) -> tuple[slice, slice, slice, slice]:
-        """The layers normalised at each cut: embeddings, relations, hidden layer, logit."""
-        e = self.embeddings + self.appearance
-        z = e + self.relations
-        return slice(0, e), slice(e, z), slice(z, z + 1), slice(z + 1, z + 2)
+        return slices(*self.kind)
 
     def psi_rows(self, weights: Sequence[Tensor]) -> int:
         return len(weights[self.embeddings]) if self.appearance else 0
+
+
+def slices(embeddings: int, relations: bool, appearance: bool) -> tuple[slice, slice, slice, slice]:
+    """The layers normalised at each cut: embeddings, relations, hidden layer, logit."""
+    e = embeddings + appearance
+    z = e + relations
+    return slice(0, e), slice(e, z), slice(z, z + 1), slice(z + 1, z + 2)
 
 
 class Layers(NamedTuple):

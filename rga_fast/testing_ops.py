@@ -48,6 +48,31 @@ def training_bwd(
     return cuts.backward(plan, total, dout, V, saved, weights, need_dV, need_dweight)
 
 
+def training_pair_fwd(namespace, V, weights, norms, eps, batch, embeddings, relations, appearance):
+    kind = (embeddings, relations, appearance)
+    first, second = zip(*map(ops.halves, (weights, norms, eps, batch)), strict=True)
+    own = [V, *first, *kind]
+    between, *saved = training_fwd(namespace, *own)
+    own = [between.transpose(1, 2), *second, *kind]
+    out, *more = training_fwd(namespace, *own)
+    return out.transpose(1, 2), [*saved, *more]
+
+
+def training_pair_bwd(
+    namespace, dout, V, saved, weights, batch, embeddings, relations, appearance, need_dV,
+    need_dweight,
+):  # fmt: skip
+    kind = (embeddings, relations, appearance)
+    kept, layers, flags = (ops.halves(values) for values in (saved, weights, batch))
+    between = gate_fwd(V, kept[0][3], kept[0][7])  # the logit and how it is normalised
+    maps = dout.transpose(1, 2), between.transpose(1, 2)
+    rest = [layers[1], flags[1], *kind, True, need_dweight[1]]
+    dW, *others = training_bwd(namespace, *maps, *kept[1], *rest)
+    rest = [layers[0], flags[0], *kind, need_dV, need_dweight[0]]
+    dV, *own = training_bwd(namespace, dW.transpose(1, 2), V, *kept[0], *rest)
+    return dV, [*own, *others]
+
+
 def _stats(rows: Tensor) -> Tensor:
     """(B, rows, n) -> (2, rows): mean and biased variance."""
     values = rows.transpose(0, 1).flatten(1)
@@ -113,10 +138,7 @@ def attention(V, weights, norms, eps, embeddings, relations, appearance):
 
 
 def attention_pair(V, weights, norms, eps, *kind):
-    halves = [
-        (every[: len(every) // 2], every[len(every) // 2 :]) for every in (weights, norms, eps)
-    ]
-    first, second = zip(*halves, strict=True)
+    first, second = zip(*map(ops.halves, (weights, norms, eps)), strict=True)
     between = attention(V, *first, *kind).transpose(1, 2)
     return attention(between, *second, *kind).transpose(1, 2)
 

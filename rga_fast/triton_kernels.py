@@ -8,7 +8,8 @@ import torch
 
 from rga_fast import ops
 
-_LIBRARY = ops.define("triton")
+SCHEMAS = ops.SCHEMAS | ops.PAIR | ops.WHOLE | ops.WHOLE_PAIR
+_LIBRARY = ops.define("triton", SCHEMAS)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Why impl="auto" takes another where this one can run, too.
@@ -77,5 +78,5 @@ def _implement(name: str) -> None:
     _LIBRARY.impl(name, operator, "CPU" if INTERPRETED else "CUDA")
 
 
-for _name in ops.SCHEMAS:
+for _name in SCHEMAS:
     _implement(_name)
