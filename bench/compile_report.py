@@ -38,6 +38,7 @@ TARGETS = {
 TENSOR_CORES = {"ptx": r"\bmma\.sync\b|\bwgmma\.mma_async\b", "amdgcn": r"\bv_mfma_"}
 # Shared memory a block may have. Triton leaves out a configuration that needs more.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
+BATCH = 64
 VIEWS = ("spatial", "channel", "both")  # the branches of a module
 TYPES = {
     torch.float64: "fp64",
@@ -117,7 +118,8 @@ def module_results(stage: str, view: str, dtype: str, layout: str) -> Iterator[t
         arguments = (kept, weights, batch, *kind, True, [True, True])
     else:
         arguments = (*saved[:-1], weights, batch, *kind, True, True)
-    yield "backward", result(f"training{pair}_bwd", V, V, *arguments)
+    dout = torch.empty_like(V)
+    yield "backward", result(f"training{pair}_bwd", dout, V, *arguments)
 
 
 def _map_and_layers(
@@ -125,7 +127,7 @@ def _map_and_layers(
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """The map as the first branch of a module sees it, and the weights of each of its branches."""
     C, H, W = testing.STAGES[int(stage)]
-    B, d, n = 64, *((H * W, C) if view == "channel" else (C, H * W))
+    B, d, n = BATCH, *((H * W, C) if view == "channel" else (C, H * W))
     by_rows = (view != "channel") == (layout == "contiguous")
     meta = functools.partial(torch.empty, device="meta")
     low = {"dtype": common.DTYPES[dtype]}

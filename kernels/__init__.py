@@ -52,7 +52,7 @@ def call(name: str, *args: Any) -> Any:
     checks.check(name, dict(zip(NAMES[name], args, strict=True)))
     x: Tensor = args[0]
     if x.shape[0] == 0 or x.shape[-1] == 0:  # no values: gradients of weights are sums of nothing
-        results = ops.fake(name, *args)
+        results = ops.fake(name, *args, low_products=True)
         return torch.utils._pytree.tree_map(torch.zeros_like, results)
     with torch.cuda.device_of(x):
         return LAUNCHERS[name](*args)

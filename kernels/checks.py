@@ -1,6 +1,6 @@
 """What keeps the kernels inside the memory of their arguments; the public functions check more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def check(name: str, arguments: dict[str, Any]) -> None:
 
 
 def _named(
-    arguments: dict[str, Any], sides: dict[str, int]
+    arguments: dict[str, Any], sides: dict[str, int], of_the_map: Set[str] = OF_THE_MAP
 ) -> Iterator[tuple[str, Tensor, tuple, torch.dtype]]:
     """`sides` are those known beforehand."""
     sides |= {"1": 1, "2": 2, "4": 4}
@@ -69,7 +69,7 @@ def _named(
                     sides.setdefault(side, tensor.shape[index])
             sides["2n"], sides["p+m"] = 2 * sides.get("n", 0), sides.get("p", 0) + sides.get("m", 0)
             shape = tuple(sides[side] for side in SIDES[label])
-            yield label, tensor, shape, low if label in OF_THE_MAP else torch.float32
+            yield label, tensor, shape, low if label in of_the_map else torch.float32
 
 
 def _whole(
@@ -96,7 +96,8 @@ def _whole(
         if "dout" in arguments:
             named["dout"] = arguments["dout"] if branch == 0 else arguments["dout"].transpose(1, 2)
         if named:
-            yield from _named({"V": view, **named}, _sides(view, own["weights"], kind))
+            sides = _sides(view, own["weights"], kind)
+            yield from _named({"V": view, **named}, sides, OF_THE_MAP | {"PQ"})
 
 
 def _check_lists(name: str, arguments: dict[str, Any], count: int, branches: int) -> None:

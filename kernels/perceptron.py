@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rga_fast.kernels.common import activated, cdiv, multiply
 from rga_fast.kernels.launch import Kernel, jit, precision
-from rga_fast.kernels.relate import Relations, load_factors, load_P, load_Z, stored
+from rga_fast.kernels.relate import Relations, load_factors, load_P, load_Z, of_memory
 from rga_fast.kernels.statistics import Finish, merged, parts_of_stats, store_stats
 
 
@@ -95,7 +95,7 @@ HIDDEN_FWD = Kernel(
     {"BLOCK_K": "k", "BLOCK_N": "n", "BLOCK_M": "m"},
     [
         {"BLOCK_K": 64, "BLOCK_N": 64, "BLOCK_M": 64, "num_warps": 4, "num_stages": 3},
-        {"BLOCK_K": 64, "BLOCK_N": 128, "BLOCK_M": 32, "num_warps": 4, "num_stages": 4},
+        {"BLOCK_K": 64, "BLOCK_N": 128, "BLOCK_M": 64, "num_warps": 4, "num_stages": 2},
     ],
 )
 LOGIT_FWD = Kernel(
@@ -108,7 +108,7 @@ LOGIT_FWD = Kernel(
 def hidden_fwd(
     psi: Tensor, Z: Tensor | Relations, norm_z: Tensor, weight_h: Tensor, finish: Finish = merged
 ) -> tuple[Tensor, Tensor]:
-    z = stored(Z, norm_z) if isinstance(Z, Tensor) else Z
+    z = of_memory(Z, norm_z) if isinstance(Z, Tensor) else Z
     (B, _, n), m, k, p = z.Z.shape, norm_z.shape[1], len(weight_h), psi.shape[1]
     hidden = psi.new_empty(B, k, n)
     parts = parts_of_stats(z.Z, HIDDEN_FWD, k)

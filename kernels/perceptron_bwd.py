@@ -22,9 +22,9 @@ from rga_fast.kernels.relate import (
     load_P,
     load_Z,
     nodes_of,
+    of_memory,
     relations,
     rows_kept,
-    stored,
 )
 from rga_fast.kernels.statistics import Total, summed
 
@@ -141,9 +141,9 @@ def hidden_bwd_kernel(
     slope_z = rstd_z * scale_z
     w = load_units_weight(weight_h, row, unit, m, k, p, DTYPE)
     dweight = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
-    dweight_psi = tl.zeros([BLOCK_K], tl.float32)
-    sum_dy = tl.zeros([BLOCK_M], tl.float32)
-    sum_dy_centred = tl.zeros([BLOCK_M], tl.float32)
+    dy_psi = tl.zeros([BLOCK_K, BLOCK_N], tl.float32)  # added up over the nodes after the loop
+    sum_dy = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    sum_dy_centred = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     share = tl.cdiv(B * tiles_n, splits)
     begin, end = split * share, tl.minimum((split + 1) * share, B * tiles_n)
     for b in range((begin // tiles_n).to(tl.int64), tl.cdiv(end, tiles_n).to(tl.int64)):
@@ -156,7 +156,7 @@ def hidden_bwd_kernel(
             mask = (unit < units)[:, None] & (node < n)[None, :]
             tl.store(dhidden + b * k * n + unit[:, None] * n + node[None, :], dh, mask)
             y_psi = tl.load(psi + b * p * n + node, node < n * p, 0.0)
-            dweight_psi += tl.sum(dh * y_psi[None, :], 1)
+            dy_psi += dh * y_psi[None, :]
 
             x = load_factors(
                 nodes + b * stride_b, norm_e, node, stride_d, stride_n, n, q, rows, STORED,
@@ -174,17 +174,17 @@ def hidden_bwd_kernel(
                 w_other = load_units_weight(weight_h, row, other, m, k, p, DTYPE)
                 dy = multiply(w_other, dh.to(DTYPE), dy, PRECISION)
             dy = tl.where(y > 0, dy, 0.0)
-            sum_dy += tl.sum(dy, 1)
-            sum_dy_centred += tl.sum(dy * centred, 1)
+            sum_dy += dy
+            sum_dy_centred += dy * centred
     to = parts + split.to(tl.int64) * (k * (p + m) + 2 * m)
     at = to + unit * (p + m)
-    tl.store(at, dweight_psi, unit < units * p)
+    tl.store(at, tl.sum(dy_psi, 1), unit < units * p)
     mask = (unit < k)[:, None] & (row < m)[None, :]
     tl.store(at[:, None] + p + row[None, :], dweight, mask)
     to += k * (p + m) + row
     own_rows = tl.where(tile_k == 0, m, 0)
-    tl.store(to, sum_dy, row < own_rows)
-    tl.store(to + m, sum_dy_centred * rstd_z, row < own_rows)
+    tl.store(to, tl.sum(sum_dy, 1), row < own_rows)
+    tl.store(to + m, tl.sum(sum_dy_centred, 1) * rstd_z, row < own_rows)
 
 
 # The product of Z as in relate.py, but all its rows in one program.
@@ -198,14 +198,23 @@ LOGIT_BWD = Kernel(
          "num_stages": 3},
     ],
 )  # fmt: skip
-# Tiles of y and its gradient at once, with two sums of each row: what is larger spills somewhere.
+# Where all of theta and phi stay with the program: wide blocks of nodes by few warps cost the
+# fewest instructions for each value of Z.
+LOGIT_BWD_AGAIN = Kernel(
+    logit_bwd_kernel,
+    {"BLOCK_K": "k", "BLOCK_M": "m", "BLOCK_N": "n", "BLOCK_Q": "q"},
+    [
+        {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_Q": 32, "num_warps": 4,
+         "num_stages": 2},
+        {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 32, "num_warps": 4,
+         "num_stages": 2},
+    ],
+)  # fmt: skip
+# Tall tiles, because d(W_1 y) is made for each tile of rows; larger ones spill.
 HIDDEN_BWD = Kernel(
     hidden_bwd_kernel,
     {"BLOCK_M": "m", "BLOCK_N": "n"},
-    [
-        {"BLOCK_M": 64, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2},
-        {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
-    ],
+    [{"BLOCK_M": 128, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}],
 )
 
 
@@ -221,9 +230,10 @@ def logit_bwd(
     Z = V.new_empty(B, m if keep else rows_kept(V, m, x), n)
     hidden = psi.new_empty(B, k, n)
     dl, dweight_l = torch.empty_like(logit), torch.empty_like(weight_l)
-    parts = psi.new_empty(B * cdiv(n, LOGIT_BWD.smallest("BLOCK_N")), 3 * k)
     z = Relations(Z, PQ, norm_e, x)
-    config = LOGIT_BWD(
+    kernel = LOGIT_BWD if z.stored else LOGIT_BWD_AGAIN
+    parts = psi.new_empty(B * cdiv(n, kernel.smallest("BLOCK_N")), 3 * k)
+    config = kernel(
         lambda g: cdiv(k, g["BLOCK_K"]) * cdiv(n, g["BLOCK_N"]) * B,
         *z.arguments, psi, norm_z, weight_h, norm_h, weight_l, logit, norm_l, dlogit, means_l,
         hidden, dl, parts, n, m, k, p, PRECISION=precision(V), **z.constants,
@@ -236,7 +246,7 @@ def hidden_bwd(
     psi: Tensor, Z: Tensor | Relations, norm_z: Tensor, weight_h: Tensor, hidden: Tensor,
     norm_h: Tensor, means_h: Tensor, weight_l: Tensor, dl: Tensor, total: Total = summed,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    z = stored(Z, norm_z) if isinstance(Z, Tensor) else Z
+    z = of_memory(Z, norm_z) if isinstance(Z, Tensor) else Z
     (B, _, n), m, k, p = z.Z.shape, norm_z.shape[1], len(weight_h), psi.shape[1]
     dhidden, dweight_h = torch.empty_like(hidden), torch.empty_like(weight_h)
     block_k = min(power_of_2(k), 64)

@@ -55,16 +55,19 @@ class Relations(NamedTuple):
         return self.Z, self.PQ, x.tensor, self.norm_e, *x.strides, x.q, x.rows
 
     @property
+    def stored(self) -> bool:
+        return self.Z.shape[1] == self.PQ.shape[1]
+
+    @property
     def constants(self) -> dict[str, Any]:
-        stored = self.Z.shape[1] == self.PQ.shape[1]
         return {
-            "STORED": stored,
+            "STORED": self.stored,
             "NORMALISED": self.nodes.normalised,
-            "BLOCK_F": 16 if stored else power_of_2(self.nodes.q),
+            "BLOCK_F": 16 if self.stored else power_of_2(self.nodes.q),
         }
 
 
-def stored(Z: Tensor, norm_z: Tensor) -> Relations:
+def of_memory(Z: Tensor, norm_z: Tensor) -> Relations:
     """Of a Z in memory alone."""
     return Relations(Z, Z, norm_z, Nodes(Z, Z.stride(), 0, 1, False))
 
@@ -265,10 +268,12 @@ def relate_fwd(
     V: Tensor, E: Tensor, norm_e: Tensor, weight_z: Tensor, embeddings: int, psi_rows: int,
     keep: bool = True, finish: Finish = merged,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Of Z nothing (B, 0, n) where it need not be kept, and is better made again."""
+    """Where Z need not be kept: (B, 0, n) instead, if it is better made again, and P and Q in the
+    dtype of the map, to which every product rounds them."""
     (B, _, n), m, r = V.shape, len(weight_z), E.shape[1]
     x = nodes_of(V, E, embeddings, psi_rows)
-    PQ, Z = norm_e.new_empty(B, m, x.q), V.new_empty(B, m if keep else rows_kept(V, m, x), n)
+    PQ = (norm_e if keep else V).new_empty(B, m, x.q)
+    Z = V.new_empty(B, m if keep else rows_kept(V, m, x), n)
     psi = norm_e.new_empty(B, 1 if psi_rows else 0, n)
     parts = parts_of_stats(V, RELATE_FWD, m)
     if m:

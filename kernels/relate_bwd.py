@@ -228,7 +228,7 @@ COLUMNS_BWD = Kernel(
     {"BLOCK_M": "m", "BLOCK_Q": "q", "BLOCK_N": "n"},
     [
         {"BLOCK_M": 64, "BLOCK_Q": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
-        {"BLOCK_M": 128, "BLOCK_Q": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
+        {"BLOCK_M": 128, "BLOCK_Q": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
     ],
 )
 # Four products share a tile of dZ. With 8 warps, or 32 nodes, a value of it costs 1.5 to 3 times as

@@ -21,9 +21,11 @@ Letters as in docs/design.md. A branch sees a map as `V` (B, d, n), whose images
   one); `sums_*` (2, rows) are its sums over batch and nodes: sum(dY), sum(dY * xhat). `means_*` are
   these divided by their count; zero for a normalisation by running statistics.
 
-dtypes: V, E, Z, out, dout, dE, dV of the map's dtype; everything else of `compute_dtype(V)`.
+dtypes: V, E, Z, out, dout, dE, dV of the map's dtype; everything else of `compute_dtype(V)`, but
+PQ of a whole branch is of the map's dtype where an implementation says `low_products`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,13 +122,16 @@ def defined(namespace: str) -> frozenset[str]:
     return _DEFINED.get(namespace, frozenset())
 
 
-def define(impl: str, schemas: dict[str, str] = SCHEMAS) -> torch.library.Library:
+def define(
+    impl: str, schemas: dict[str, str] = SCHEMAS, low_products: bool = False
+) -> torch.library.Library:
     """Declares the operators of an implementation with their fakes; keep what is returned."""
     library = torch.library.Library(namespace(impl), "DEF")
     _DEFINED[namespace(impl)] = frozenset(schemas)
     for name, schema in schemas.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"{namespace(impl)}::{name}", _FAKES[name], lib=library)
+        function = functools.partial(fake, name, low_products=low_products)
+        torch.library.register_fake(f"{namespace(impl)}::{name}", function, lib=library)
     return library
 
 
@@ -143,9 +148,10 @@ def constant(function: Callable) -> Callable:
     return function
 
 
-def fake(name: str, *args: Any) -> Any:
+def fake(name: str, *args: Any, low_products: bool = False) -> Any:
     """Empty tensors in the shapes, dtypes and layouts that the operator `name` returns."""
-    return _FAKES[name](*args)
+    more = {"low_products": low_products} if name in ("training_fwd", "training_pair_fwd") else {}
+    return _FAKES[name](*args, **more)
 
 
 def _new(V: Tensor, *shape: int) -> Tensor:
@@ -156,7 +162,9 @@ def _attention(V, weights, norms, eps, embeddings, relations, appearance):
     return torch.empty_like(V)
 
 
-def _training_fwd(V, weights, norms, eps, batch, embeddings, relations, appearance):
+def _training_fwd(
+    V, weights, norms, eps, batch, embeddings, relations, appearance, low_products=False
+):
     B, d, n = V.shape
     widths = [len(weight) for weight in weights]
     r, m = sum(widths[: embeddings + appearance]), widths[-3] if relations else 0
@@ -165,7 +173,7 @@ def _training_fwd(V, weights, norms, eps, batch, embeddings, relations, appearan
     return (
         torch.empty_like(V),
         V.new_empty(B, r, n),
-        _new(V, B, m, q),
+        V.new_empty(B, m, q) if low_products else _new(V, B, m, q),
         _new(V, B, int(appearance), n),
         _new(V, B, n),
         *tables,
@@ -188,10 +196,10 @@ def _training_bwd(
     )
 
 
-def _training_pair_fwd(V, weights, norms, eps, batch, *kind):
+def _training_pair_fwd(V, weights, norms, eps, batch, *kind, low_products=False):
     saved: list[Tensor] = []
     for view, own in zip((V, V.transpose(1, 2)), halves(weights), strict=True):
-        saved += _training_fwd(view, own, (), (), (), *kind)[1:]
+        saved += _training_fwd(view, own, (), (), (), *kind, low_products=low_products)[1:]
     return torch.empty_like(V), saved
 
 

@@ -43,7 +43,7 @@ def training_bwd(
     plan = Plan(
         namespace, "spatial", embeddings, relations, appearance, tuple(batch), (), group=None
     )
-    saved = cuts.Saved(E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l)
+    saved = cuts.Saved(E, PQ.to(psi.dtype), psi, logit, norm_e, norm_z, norm_h, norm_l)
     total = V.shape[0] * V.shape[2]
     return cuts.backward(plan, total, dout, V, saved, weights, need_dV, need_dweight)
 

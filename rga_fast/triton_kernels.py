@@ -9,7 +9,7 @@ import torch
 from rga_fast import ops
 
 SCHEMAS = ops.SCHEMAS | ops.PAIR | ops.WHOLE | ops.WHOLE_PAIR
-_LIBRARY = ops.define("triton", SCHEMAS)
+_LIBRARY = ops.define("triton", SCHEMAS, low_products=True)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Why impl="auto" takes another where this one can run, too.
