@@ -104,10 +104,10 @@ def cdiv(a: int, b: int) -> int:
 def splits(items: int, tiles: int) -> int:
     """Into how many programs a reduction over `items` is split that has `tiles` results.
 
-    A GPU has a hundred processors or more, each of which wants two programs or more; every split
-    writes and reads its result once more. The same for every GPU: so are the sums.
+    About 264, because a GPU has a hundred processors or more, each of which wants two programs or
+    so; every split writes and reads its result once more. The same for every GPU: so are the sums.
     """
-    return max(1, min(items, cdiv(264, tiles)))
+    return max(1, min(items, round(264 / tiles)))
 
 
 def lowered(weight: Tensor, V: Tensor) -> Tensor:

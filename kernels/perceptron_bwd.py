@@ -154,7 +154,8 @@ def hidden_bwd_kernel(
             node = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
             dh = load_dhidden(own, norm_h, means_h, weight_l, dl_b, unit, node, n, k)
             mask = (unit < units)[:, None] & (node < n)[None, :]
-            tl.store(dhidden + b * k * n + unit[:, None] * n + node[None, :], dh, mask)
+            to = dhidden + b * k * n + unit[:, None] * n + node[None, :]
+            tl.store(to, dh.to(dhidden.dtype.element_ty), mask)
             y_psi = tl.load(psi + b * p * n + node, node < n * p, 0.0)
             dy_psi += dh * y_psi[None, :]
 
@@ -222,12 +223,12 @@ def logit_bwd(
     V: Tensor, E: Tensor, norm_e: Tensor, PQ: Tensor, psi: Tensor, norm_z: Tensor,
     weight_h: Tensor, norm_h: Tensor, weight_l: Tensor, logit: Tensor, norm_l: Tensor,
     dlogit: Tensor, means_l: Tensor, embeddings: int, psi_rows: int,
-    keep: bool = True, total: Total = summed,
+    whole: bool = False, total: Total = summed,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Z as `relate_fwd` returns it."""
     (B, _, n), m, k, p = V.shape, PQ.shape[1], len(weight_h), psi.shape[1]
     x = nodes_of(V, E, embeddings, psi_rows)
-    Z = V.new_empty(B, m if keep else rows_kept(V, m, x), n)
+    Z = V.new_empty(B, rows_kept(V, m, x) if whole else m, n)
     hidden = psi.new_empty(B, k, n)
     dl, dweight_l = torch.empty_like(logit), torch.empty_like(weight_l)
     z = Relations(Z, PQ, norm_e, x)
@@ -244,11 +245,14 @@ def logit_bwd(
 
 def hidden_bwd(
     psi: Tensor, Z: Tensor | Relations, norm_z: Tensor, weight_h: Tensor, hidden: Tensor,
-    norm_h: Tensor, means_h: Tensor, weight_l: Tensor, dl: Tensor, total: Total = summed,
+    norm_h: Tensor, means_h: Tensor, weight_l: Tensor, dl: Tensor, whole: bool = False,
+    total: Total = summed,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """In a `whole` branch `dhidden` has the dtype of the map, as the products behind it have."""
     z = of_memory(Z, norm_z) if isinstance(Z, Tensor) else Z
     (B, _, n), m, k, p = z.Z.shape, norm_z.shape[1], len(weight_h), psi.shape[1]
-    dhidden, dweight_h = torch.empty_like(hidden), torch.empty_like(weight_h)
+    dhidden = torch.empty_like(hidden, dtype=z.Z.dtype if whole else hidden.dtype)
+    dweight_h = torch.empty_like(weight_h)
     block_k = min(power_of_2(k), 64)
     tiles_k = cdiv(k, block_k)
     shares = splits(B * cdiv(n, 64), max(1, cdiv(m, 64)) * tiles_k)

@@ -266,14 +266,14 @@ def columns(x: Nodes, norm_e: Tensor, weight_z: Tensor, PQ: Tensor) -> None:
 
 def relate_fwd(
     V: Tensor, E: Tensor, norm_e: Tensor, weight_z: Tensor, embeddings: int, psi_rows: int,
-    keep: bool = True, finish: Finish = merged,
+    whole: bool = False, finish: Finish = merged,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Where Z need not be kept: (B, 0, n) instead, if it is better made again, and P and Q in the
-    dtype of the map, to which every product rounds them."""
+    """In a `whole` branch Z is (B, 0, n) where it is better made again, and P and Q have the dtype
+    of the map, to which every product rounds them."""
     (B, _, n), m, r = V.shape, len(weight_z), E.shape[1]
     x = nodes_of(V, E, embeddings, psi_rows)
-    PQ = (norm_e if keep else V).new_empty(B, m, x.q)
-    Z = V.new_empty(B, m if keep else rows_kept(V, m, x), n)
+    PQ = (V if whole else norm_e).new_empty(B, m, x.q)
+    Z = V.new_empty(B, rows_kept(V, m, x) if whole else m, n)
     psi = norm_e.new_empty(B, 1 if psi_rows else 0, n)
     parts = parts_of_stats(V, RELATE_FWD, m)
     if m:

@@ -178,7 +178,7 @@ def relate_bwd_kernel(
         own = (tile - tiles_c) * BLOCK_Q + tl.arange(0, BLOCK_Q)
         dpsi = tl.zeros([BLOCK_N], tl.float32)
         for one in range(k):
-            of_unit = tl.load(dhidden + one * n + node, node < n, 0.0)
+            of_unit = tl.load(dhidden + one * n + node, node < n, 0.0).to(tl.float32)
             dpsi += tl.load(weight_h + one * (p + m)) * of_unit
         dy = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32) + (dpsi / psi_rows)[None, :]
         row_e = r - psi_rows + own

@@ -121,7 +121,7 @@ def _forward(
     at_e, at_z, at_h, at_l = branch.tables(norms, eps, tracked)
     E, norm_e = embed_fwd(V, branch.weight_e, gate, at_e)
     PQ, Z, psi, norm_z = relate_fwd(
-        V, E, norm_e, branch.weight_z, *branch.kind, keep=False, finish=at_z
+        V, E, norm_e, branch.weight_z, *branch.kind, whole=True, finish=at_z
     )
     z = Relations(Z, PQ, norm_e, nodes_of(V, E, *branch.kind))
     hidden, norm_h = hidden_fwd(psi, z, norm_z, branch.weight_h, at_h)
@@ -145,11 +145,11 @@ def _backward(
         dlogit, means_l = gate_sum(dgate, logit, norm_l, of_l)
     Z, hidden, dl, dweight_l, means_h = logit_bwd(
         V, E, norm_e, PQ, psi, norm_z, weight_h, norm_h, weight_l, logit, norm_l, dlogit, means_l,
-        *branch.kind, keep=False, total=of_h,
+        *branch.kind, whole=True, total=of_h,
     )  # fmt: skip
     z = Relations(Z, PQ, norm_e, nodes_of(V, E, *branch.kind))
     dhidden, dweight_h, means_z = hidden_bwd(
-        psi, z, norm_z, weight_h, hidden, norm_h, means_h, weight_l, dl, of_z
+        psi, z, norm_z, weight_h, hidden, norm_h, means_h, weight_l, dl, whole=True, total=of_z
     )
     del hidden
     dE, dnodes, dweight_z, means_e = relate_bwd(
