@@ -1,7 +1,6 @@
 """E = [W_theta; W_phi; W_psi] V with its statistics, and the gradients of V and the weights."""
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -52,26 +51,38 @@ def embed_fwd_kernel(
     store_stats(parts, part.to(tl.int64), acc, row, r, node < n, count)
 
 
-@triton.jit
-def load_dE(dE, E, norm_e, means_e, row, node, n, r):
-    """A tile of the gradient of E before its normalisation."""
+@jit
+def embed_bwd_norm_kernel(
+    dE, E, norm_e, means_e, dx, n, r, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The gradient of E before its normalisation, which may replace that behind it.
+
+    A program: (row tile, node tile, image). Made once, because every feature tile of the products
+    with it would make it again.
+    """
+    tiles_r = tl.cdiv(r, BLOCK_R)
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    rest = tl.program_id(0) // tiles_r
+    b = (rest // tiles_n).to(tl.int64)
+    row = tl.program_id(0) % tiles_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    node = rest % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (row < r)[:, None] & (node < n)[None, :]
-    at = row[:, None] * n + node[None, :]
+    at = b * r * n + row[:, None] * n + node[None, :]
     mean, rstd, weight, _ = load_norm(norm_e, r, row)
-    dy = tl.load(dE + at, mask, 0.0)
+    dy = tl.load(dE + at, mask, 0.0).to(tl.float32)
     xhat = (tl.load(E + at, mask, 0.0).to(tl.float32) - mean[:, None]) * rstd[:, None]
-    dx = through_norm(dy.to(tl.float32), xhat, rstd, weight, means_e, r, row)
-    return dx.to(dy.dtype)
+    x = through_norm(dy, xhat, rstd, weight, means_e, r, row)
+    tl.store(dx + at, x.to(dx.dtype.element_ty), mask)
 
 
 @jit
 def embed_bwd_nodes_kernel(
-    dout, V, logit, norm_l, E, norm_e, means_e, weight_e, dE, dnodes, dV, dgate,
+    dout, V, logit, norm_l, weight_e, dx, dnodes, dV, dgate,
     stride_b, stride_d, stride_n, d, n, r, HAS_DNODES: tl.constexpr, GATED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """dV = W_e^T dE + dout a; of a gated map the gradient behind the gate, and `dgate`, that of
+    """dV = W_e^T dx + dout a; of a gated map the gradient behind the gate, and `dgate`, that of
     the attention values, summed over a node tile. A program: (feature tile, node tile, image)."""
     tiles_d = tl.cdiv(d, BLOCK_D)
     tiles_n = tl.cdiv(n, BLOCK_N)
@@ -82,10 +93,11 @@ def embed_bwd_nodes_kernel(
     acc = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
     for start in range(0, r, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
-        dx = load_dE(dE + b * r * n, E + b * r * n, norm_e, means_e, row, node, n, r)
         mask_w = (feature < d)[:, None] & (row < r)[None, :]
         w = tl.load(weight_e + row[None, :] * d + feature[:, None], mask_w, 0.0)
-        acc = multiply(w.to(dx.dtype), dx, acc, PRECISION)
+        mask_x = (row < r)[:, None] & (node < n)[None, :]
+        x = tl.load(dx + b * r * n + row[:, None] * n + node[None, :], mask_x, 0.0)
+        acc = multiply(w.to(x.dtype), x, acc, PRECISION)
     mask = (feature < d)[:, None] & (node < n)[None, :]
     if HAS_DNODES:
         at = dnodes + b * d * n + feature[:, None] * n + node[None, :]
@@ -101,11 +113,11 @@ def embed_bwd_nodes_kernel(
 
 @jit
 def embed_bwd_weight_kernel(
-    V, gate, norm_g, E, norm_e, means_e, dE, parts, stride_b, stride_d, stride_n, B, d, n, r,
-    splits, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    V, gate, norm_g, dx, parts, stride_b, stride_d, stride_n, B, d, n, r, splits,
+    GATED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dW_e = sum_b dE V^T. A program: (row tile, feature tile, share of all node tiles)."""
+    """dW_e = sum_b dx V^T. A program: (row tile, feature tile, share of all node tiles)."""
     tiles_r = tl.cdiv(r, BLOCK_R)
     tiles_d = tl.cdiv(d, BLOCK_D)
     tiles_n = tl.cdiv(n, BLOCK_N)
@@ -115,19 +127,24 @@ def embed_bwd_weight_kernel(
     feature = rest % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     share = tl.cdiv(B * tiles_n, splits)
-    for item in range(split * share, tl.minimum((split + 1) * share, B * tiles_n)):
-        b = (item // tiles_n).to(tl.int64)
-        node = item % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
-        dx = load_dE(dE + b * r * n, E + b * r * n, norm_e, means_e, row, node, n, r)
-        mask = (node < n)[:, None] & (feature < d)[None, :]  # zeros beyond the nodes, unlike dx
-        at = V + b * stride_b + feature[None, :] * stride_d + node[:, None] * stride_n
-        v = tl.load(at, mask, 0.0)
+    begin, end = split * share, tl.minimum((split + 1) * share, B * tiles_n)
+    for b in range((begin // tiles_n).to(tl.int64), tl.cdiv(end, tiles_n).to(tl.int64)):
+        part = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+        first = tl.maximum(begin - b * tiles_n, 0).to(tl.int32)
+        for tile in range(first, tl.minimum(end - b * tiles_n, tiles_n).to(tl.int32)):
+            node = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            mask_x = (row < r)[:, None] & (node < n)[None, :]
+            x = tl.load(dx + b * r * n + row[:, None] * n + node[None, :], mask_x, 0.0)
+            mask_v = (node < n)[:, None] & (feature < d)[None, :]
+            at = V + b * stride_b + feature[None, :] * stride_d + node[:, None] * stride_n
+            v = tl.load(at, mask_v, 0.0)
+            if GATED:
+                part = multiply(x, v, part, PRECISION)
+            else:
+                acc = multiply(x, v, acc, PRECISION)
         if GATED:
             a = load_gate(gate, norm_g, b * d + feature, feature < d, GATED)
-            part = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-            acc += multiply(dx, v, part, PRECISION) * a[None, :]
-        else:
-            acc = multiply(dx, v, acc, PRECISION)
+            acc += part * a[None, :]
     to = parts + split.to(tl.int64) * r * d + row[:, None] * d + feature[None, :]
     tl.store(to, acc, (row < r)[:, None] & (feature < d)[None, :])
 
@@ -141,7 +158,13 @@ EMBED_FWD = Kernel(
         {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3},
     ],
 )
-# The normalisation on load needs registers: shallower steps than in the forward pass.
+# Bound by memory: whole cache lines.
+EMBED_BWD_NORM = Kernel(
+    embed_bwd_norm_kernel,
+    {"BLOCK_R": "r", "BLOCK_N": "n"},
+    [{"BLOCK_R": 32, "BLOCK_N": 128, "num_warps": 4}],
+)
+# As the forward pass; shallower steps where float32 weights are converted on load.
 EMBED_BWD_NODES = Kernel(
     embed_bwd_nodes_kernel,
     {"BLOCK_D": "d", "BLOCK_N": "n", "BLOCK_R": "r"},
@@ -184,17 +207,28 @@ def embed_bwd(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     d, n = V.shape[1:]
     dV, dweight = V.new_empty(len(V), 0, n), weight_e.new_empty(0, d)
-    own = (E, norm_e, means_e)
+    dx = embed_bwd_norm(dE, E, norm_e, means_e, torch.empty_like(dE))
     if need_dV:
-        dV, _ = embed_bwd_nodes(dout, V, logit, norm_l, *own, weight_e, dE, dnodes)
+        dV, _ = embed_bwd_nodes(dout, V, logit, norm_l, weight_e, dx, dnodes)
     if need_dweight:
-        dweight = embed_bwd_weight(V, *own, dE)
+        dweight = embed_bwd_weight(V, dx)
     return dV, dweight
 
 
+def embed_bwd_norm(dE: Tensor, E: Tensor, norm_e: Tensor, means_e: Tensor, dx: Tensor) -> Tensor:
+    """`dx`, which may be dE itself."""
+    B, r, n = E.shape
+    if r:
+        EMBED_BWD_NORM(
+            lambda c: cdiv(r, c["BLOCK_R"]) * cdiv(n, c["BLOCK_N"]) * B,
+            dE, E, norm_e, means_e, dx, n, r,
+        )  # fmt: skip
+    return dx
+
+
 def embed_bwd_nodes(
-    dout: Tensor, V: Tensor, logit: Tensor, norm_l: Tensor, E: Tensor, norm_e: Tensor,
-    means_e: Tensor, weight_e: Tensor, dE: Tensor, dnodes: Tensor, gated: bool = False,
+    dout: Tensor, V: Tensor, logit: Tensor, norm_l: Tensor, weight_e: Tensor, dx: Tensor,
+    dnodes: Tensor, gated: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dV; of a gated map that of V a, and the gradient of a (B, tiles, d), to be summed."""
     (B, d, n), r = V.shape, len(weight_e)
@@ -203,7 +237,7 @@ def embed_bwd_nodes(
     dgate = logit.new_empty(tiles, d)
     config = EMBED_BWD_NODES(
         lambda c: cdiv(d, c["BLOCK_D"]) * cdiv(n, c["BLOCK_N"]) * B,
-        dout, V, logit, norm_l, E, norm_e, means_e, lowered(weight_e, V), dE, dnodes, dV, dgate,
+        dout, V, logit, norm_l, lowered(weight_e, V), dx, dnodes, dV, dgate,
         *V.stride(), d, n, r, HAS_DNODES=dnodes.shape[1] > 0, GATED=gated,
         PRECISION=precision(V),
     )  # fmt: skip
@@ -211,11 +245,9 @@ def embed_bwd_nodes(
     return dV, dgate[: B * tiles].view(B, tiles, d)
 
 
-def embed_bwd_weight(
-    V: Tensor, E: Tensor, norm_e: Tensor, means_e: Tensor, dE: Tensor, gate: Gate | None = None
-) -> Tensor:
-    (B, d, n), r = V.shape, E.shape[1]
-    dweight = norm_e.new_empty(r, d)
+def embed_bwd_weight(V: Tensor, dx: Tensor, gate: Gate | None = None) -> Tensor:
+    (B, d, n), r = V.shape, dx.shape[1]
+    dweight = dx.new_empty(r, d, dtype=torch.float32)
     if r == 0:
         return dweight
     shares = splits(B * cdiv(n, 64), cdiv(r, 64) * cdiv(d, 64))
@@ -223,7 +255,7 @@ def embed_bwd_weight(
     on_load, gated = gate_arguments(gate, V)
     EMBED_BWD_WEIGHT(
         lambda c: cdiv(r, c["BLOCK_R"]) * cdiv(d, c["BLOCK_D"]) * shares,
-        V, *on_load, E, norm_e, means_e, dE, parts, *V.stride(), B, d, n, r, shares,
+        V, *on_load, dx, parts, *V.stride(), B, d, n, r, shares,
         GATED=gated, PRECISION=precision(V),
     )  # fmt: skip
     if shares > 1:

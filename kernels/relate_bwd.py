@@ -191,9 +191,9 @@ def relate_bwd_weight_kernel(
     HALVES: tl.constexpr, NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """dW_row = sum_b dP phi and dW_col = sum_b dQ theta, one product over the rows of all images.
+    """dW_row = sum_b dP phi and dW_col = sum_b dQ theta.
 
-    A program: (row tile, node tile, half, share of the images' rows).
+    A program: (row tile, node tile, half, share of the images' tiles of theta or phi).
     """
     tiles_m = tl.cdiv(m, BLOCK_M)
     tiles_n = tl.cdiv(n, BLOCK_N)
@@ -204,18 +204,19 @@ def relate_bwd_weight_kernel(
     node = rest % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     q = HALVES * c
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    share = tl.cdiv(tl.cdiv(B * c, BLOCK_Q), splits) * BLOCK_Q
-    for start in range(split * share, tl.minimum((split + 1) * share, B * c), BLOCK_Q):
-        column = start + tl.arange(0, BLOCK_Q)
-        b = (column // c).to(tl.int64)
-        factor = column % c + (HALVES - 1 - half) * c
+    tiles_c = tl.cdiv(c, BLOCK_Q)
+    share = tl.cdiv(B * tiles_c, splits)
+    for item in range(split * share, tl.minimum((split + 1) * share, B * tiles_c)):
+        b = (item // tiles_c).to(tl.int64)
+        own = item % tiles_c * BLOCK_Q + tl.arange(0, BLOCK_Q)
+        factor = own + (HALVES - 1 - half) * c
         x = load_nodes(
-            nodes, norm_e, b * stride_b + factor * stride_d, factor, column < B * c, node,
-            stride_n, rows, n, NORMALISED,
+            nodes + b * stride_b, norm_e, factor * stride_d, factor, own < c, node, stride_n, rows,
+            n, NORMALISED,
         )  # fmt: skip
-        mask = (row < m)[:, None] & (column < B * c)[None, :]
-        at = (b * m * q + half * c + column % c)[None, :] + row[:, None] * q
-        acc = multiply(tl.load(dPQ + at, mask, 0.0), x, acc, PRECISION)
+        mask = (row < m)[:, None] & (own < c)[None, :]
+        at = dPQ + b * m * q + half * c + row[:, None] * q + own[None, :]
+        acc = multiply(tl.load(at, mask, 0.0), x, acc, PRECISION)
     mask = (row < m)[:, None] & (node < n)[None, :]
     to = dweight_z + (split.to(tl.int64) * m + row)[:, None] * 2 * n + node[None, :]
     tl.store(to + half * n, acc, mask)
@@ -238,10 +239,10 @@ RELATE_BWD = Kernel(
     {"BLOCK_Q": "c", "BLOCK_N": "n", "BLOCK_M": "m"},
     [{"BLOCK_Q": 32, "BLOCK_N": 64, "BLOCK_M": 32, "num_warps": 4, "num_stages": 2}],
 )
-# Shallow steps: which image and row a column is costs registers, deeper ones spill for AMD.
+# A step is a tile of theta or phi, which have 16 rows at least.
 RELATE_BWD_WEIGHT = Kernel(
     relate_bwd_weight_kernel,
-    {"BLOCK_M": "m", "BLOCK_N": "n"},
+    {"BLOCK_M": "m", "BLOCK_N": "n", "BLOCK_Q": "c"},
     [
         {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 32, "num_warps": 4, "num_stages": 3},
         {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_Q": 32, "num_warps": 8, "num_stages": 2},
@@ -285,7 +286,7 @@ def relate_bwd(
 
 def _weight_bwd(x: Nodes, norm_e: Tensor, dPQ: Tensor, dweight_z: Tensor) -> None:
     (B, m, _), n = dPQ.shape, dweight_z.shape[1] // 2
-    shares = splits(cdiv(B * x.c, 64), cdiv(m, 64) * cdiv(n, 64) * x.halves)
+    shares = splits(B * cdiv(x.c, 64), cdiv(m, 64) * cdiv(n, 64) * x.halves)
     parts = dweight_z if shares == 1 else dweight_z.new_empty(shares, *dweight_z.shape)
     RELATE_BWD_WEIGHT(
         lambda g: cdiv(m, g["BLOCK_M"]) * cdiv(n, g["BLOCK_N"]) * x.halves * shares,

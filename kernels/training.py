@@ -13,7 +13,12 @@ from torch import Tensor
 from rga_fast import plan
 from rga_fast.cuts import Saved
 from rga_fast.kernels.common import Gate
-from rga_fast.kernels.embed import embed_bwd_nodes, embed_bwd_weight, embed_fwd
+from rga_fast.kernels.embed import (
+    embed_bwd_nodes,
+    embed_bwd_norm,
+    embed_bwd_weight,
+    embed_fwd,
+)
 from rga_fast.kernels.gate import gate_bwd, gate_fwd, gate_sum
 from rga_fast.kernels.perceptron import hidden_fwd, logit_fwd
 from rga_fast.kernels.perceptron_bwd import hidden_bwd, logit_bwd
@@ -157,12 +162,12 @@ def _backward(
         total=of_e,
     )  # fmt: skip
     del Z, z, dhidden
-    own = E, norm_e, means_e
+    dx = embed_bwd_norm(dE, E, norm_e, means_e, dE)
     dV, dweight_e = V.new_empty(len(V), 0, V.shape[2]), weight_l.new_empty(0, V.shape[1])
     if need_dV:
         dV, dgate = embed_bwd_nodes(
-            dout, V, logit, norm_l, *own, branch.weight_e, dE, dnodes, gate is not None
+            dout, V, logit, norm_l, branch.weight_e, dx, dnodes, gate is not None
         )
     if need_dweight:
-        dweight_e = embed_bwd_weight(V, *own, dE, gate)
+        dweight_e = embed_bwd_weight(V, dx, gate)
     return dV, dgate, dweight_e, dweight_z, dweight_h, dweight_l, sums

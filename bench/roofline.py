@@ -1,0 +1,195 @@
+"""What the launches of the Triton kernels need on a GPU at least, on paper.
+
+    python bench/roofline.py                              # an H200, bfloat16, batch 64, 256x128
+    python bench/roofline.py --launches --stages 1        # every launch of a stage
+
+The launchers run on the meta device, so no GPU is needed. A launch takes the longer of its products
+/ `--rate` and its bytes / `--bandwidth`, everything that it needs being read from memory once, and
+launching costs nothing. No kernels of this cut can be faster. The limit beside it, for any cut, is
+that of docs/design.md.
+"""
+
+import argparse
+import sys
+from typing import Any, NamedTuple
+from unittest import mock
+
+import common
+import compile_report
+from torch import Tensor
+
+from rga_fast import testing
+from rga_fast.kernels.launch import Config, Kernel
+from rga_fast.kernels.statistics import MEANS, MERGE, SUM, TABLE
+
+Sizes = dict[str, Any]
+
+
+class Launch(NamedTuple):
+    name: str
+    operations: float
+    nbytes: float
+
+    def microseconds(self, rate: float, bandwidth: float) -> float:
+        return max(self.operations / rate, self.nbytes / bandwidth) * 1e6
+
+
+def _again(sizes: Sizes) -> int:
+    """Products for a value of Z where it is made again."""
+    return 0 if sizes["STORED"] else sizes["q"]
+
+
+def _tiles(sizes: Sizes) -> int:
+    """`relate_bwd` makes dZ again for every tile of theta and phi."""
+    return -(-sizes["c"] // sizes["BLOCK_Q"])
+
+
+# Multiply-adds for each node of each image.
+PRODUCTS = {
+    "embed": lambda s: s["d"] * s["r"],
+    "attend": lambda s: s["m"] * (s["q"] + s["k"]),
+    "embed_fwd": lambda s: s["d"] * s["r"],
+    "columns": lambda s: s["m"] * s["c"] * s["HALVES"],
+    "relate_fwd": lambda s: s["m"] * s["q"],
+    "hidden_fwd": lambda s: s["m"] * (s["k"] + _again(s)),
+    "logit_bwd": lambda s: s["m"] * (s["k"] + s["q"]),
+    "hidden_bwd": lambda s: s["m"] * (2 * s["k"] + _again(s)),
+    "columns_bwd": lambda s: s["m"] * (s["k"] + s["q"] + _again(s)),
+    "relate_bwd": lambda s: s["m"] * (2 * s["q"] + _tiles(s) * (s["k"] + _again(s))),
+    "relate_bwd_weight": lambda s: s["m"] * s["c"] * s["HALVES"],
+    "embed_bwd_nodes": lambda s: s["d"] * s["r"],
+    "embed_bwd_weight": lambda s: s["d"] * s["r"],
+}
+# Programs leave sums in scratch: for every node tile, as many as the kernel's smallest block makes.
+SHARED = ("embed_bwd_weight", "hidden_bwd")  # for every share of the nodes
+# These read theta and phi, but not psi, which lies behind them.
+PART_OF_E = ("columns", "hidden_fwd", "logit_bwd", "hidden_bwd", "columns_bwd", "relate_bwd_weight")
+
+
+def launches(stage: str, view: str, dtype: str, layout: str) -> dict[str, list[Launch]]:
+    """Of the passes of a module: evaluation, forward, backward."""
+    found: list[Launch] = []
+
+    def record(kernel: Kernel, programs: Any, *args: Any, **constants: Any) -> Config:
+        config = kernel.fitted_to(args, constants)[0]
+        sizes = dict(zip(kernel.function.arg_names, args, strict=False)) | constants | config
+        name = kernel.function.__name__.removesuffix("_kernel")
+        found.append(Launch(name, _operations(name, sizes), _nbytes(kernel, name, sizes)))
+        return config
+
+    passes = {}
+    with mock.patch.object(Kernel, "__call__", record):
+        for name, _ in compile_report.module_results(stage, view, dtype, layout):
+            passes[name] = found.copy()
+            found.clear()
+    return passes
+
+
+def _operations(name: str, sizes: Sizes) -> float:
+    if name not in PRODUCTS:
+        return 0
+    return 2.0 * compile_report.BATCH * sizes["n"] * PRODUCTS[name](sizes)
+
+
+def _nbytes(kernel: Kernel, name: str, sizes: Sizes) -> float:
+    tensors: dict[Any, float] = {}
+    for label, value in sizes.items():
+        for tensor in value if isinstance(value, tuple) else (value,):
+            if isinstance(tensor, Tensor):
+                nbytes = tensor.nbytes * _share(kernel, name, label, sizes)
+                key = tensor.untyped_storage()._cdata
+                tensors[key] = max(tensors.get(key, 0), nbytes)
+    return sum(tensors.values())
+
+
+def _share(kernel: Kernel, name: str, label: str, sizes: Sizes) -> float:
+    """How much of an argument a launch reads or writes."""
+    if label in ("gate", "norm_g") and not sizes["GATED"]:
+        return 0
+    if label in ("nodes", "PQ", "norm_e") and name.startswith("hidden") and sizes["STORED"]:
+        return 0
+    if label == "V" and (sizes.get("VALUES") or (name == "embed_bwd_nodes" and not sizes["GATED"])):
+        return 0
+    if label == "nodes" and name in PART_OF_E and sizes["NORMALISED"]:
+        q = sizes["q"] if "q" in sizes else sizes["c"] * sizes["HALVES"]
+        return q / sizes["rows"]
+    if label == "parts" and kernel in (MERGE, TABLE, SUM, MEANS):
+        return sizes["count"] / len(sizes["parts"])
+    if label in ("parts", "dgate") and "BLOCK_N" in kernel.configs[0] and name not in SHARED:
+        return kernel.smallest("BLOCK_N") / sizes["BLOCK_N"]
+    return 1
+
+
+def limits(stage: str, args: argparse.Namespace) -> dict[str, float]:
+    """Microseconds of evaluation and training step in any cut (docs/design.md), both branches."""
+    C, H, W = testing.STAGES[int(stage)]
+    operations = 0.0
+    for d, n in ((C, H * W), (H * W, C)):
+        c, m = max(1, d // 8), max(1, n // 8)
+        operations += 2 * compile_report.BATCH * (3 * c * d * n + 4 * n * c * m)
+    nbytes = compile_report.BATCH * C * H * W * common.DTYPES[args.dtype].itemsize
+    work, traffic = operations / args.rate * 1e6, nbytes / args.bandwidth * 1e6
+    return {"evaluation": work + 2 * traffic, "training step": 3 * work + 5 * traffic}
+
+
+def totals(stage: str, args: argparse.Namespace) -> dict[str, tuple[float, int]]:
+    """Microseconds and number of launches of evaluation and training step, both branches."""
+    passes = launches(stage, "both", args.dtype, args.layout)
+    step = passes["forward"] + passes["backward"]
+    found = {"evaluation": passes["evaluation"], "training step": step}
+    speeds = args.rate, args.bandwidth
+    return {
+        name: (sum(launch.microseconds(*speeds) for launch in every), len(every))
+        for name, every in found.items()
+    }
+
+
+def summary(args: argparse.Namespace) -> list[list[str]]:
+    lines = []
+    for stage in args.stages:
+        limit = limits(stage, args)
+        for name, (time, count) in totals(stage, args).items():
+            values = f"{limit[name]:.0f}", f"{time:.0f}", f"{time / limit[name]:.2f}"
+            lines.append([stage, name, *values, str(count)])
+    return lines
+
+
+def details(args: argparse.Namespace) -> list[list[str]]:
+    lines = []
+    for stage in args.stages:
+        for name, every in launches(stage, "both", args.dtype, args.layout).items():
+            for launch in every:
+                products, memory = launch.operations / args.rate, launch.nbytes / args.bandwidth
+                values = max(products, memory), products, memory
+                lines.append([stage, name, launch.name, *(f"{1e6 * v:.1f}" for v in values)])
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    description, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--stages", type=common.listed(*map(str, testing.STAGES)), default=["1", "2", "3", "4"])
+    add("--dtype", choices=common.DTYPES, default="bfloat16")
+    add("--layout", choices=("contiguous", "channels_last"), default="contiguous")
+    add("--rate", type=float, default=790e12, help="products of the GPU, operations a second")
+    add("--bandwidth", type=float, default=4.3e12, help="of a copy, bytes a second")
+    add("--launches", action="store_true", help="every launch, not only their sums")
+    args = parser.parse_args(arguments)
+    columns = ["stage", "pass"]
+    if args.launches:
+        columns, lines = [*columns, "launch", "us", "products", "memory"], details(args)
+    else:
+        columns, lines = [*columns, "limit, us", "launches, us", "ratio", "launches"], summary(args)
+    speeds = f"{args.rate / 1e12:.0f} TFLOP/s, {args.bandwidth / 1e12:.1f} TB/s"
+    title = f"RGA-SC, {args.dtype}, batch {compile_report.BATCH}, 256x128"
+    common.print_table(title, columns, lines, f"on paper: {speeds}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
