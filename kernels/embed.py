@@ -170,7 +170,7 @@ EMBED_BWD_NODES = Kernel(
     {"BLOCK_D": "d", "BLOCK_N": "n", "BLOCK_R": "r"},
     [
         {"BLOCK_D": 64, "BLOCK_N": 128, "BLOCK_R": 32, "num_warps": 4, "num_stages": 3},
-        {"BLOCK_D": 128, "BLOCK_N": 128, "BLOCK_R": 32, "num_warps": 8, "num_stages": 3},
+        {"BLOCK_D": 128, "BLOCK_N": 128, "BLOCK_R": 64, "num_warps": 8, "num_stages": 3},
     ],
 )
 EMBED_BWD_WEIGHT = Kernel(
@@ -178,7 +178,7 @@ EMBED_BWD_WEIGHT = Kernel(
     {"BLOCK_R": "r", "BLOCK_D": "d", "BLOCK_N": "n"},
     [
         {"BLOCK_R": 64, "BLOCK_D": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
-        {"BLOCK_R": 64, "BLOCK_D": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3},
+        {"BLOCK_R": 128, "BLOCK_D": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3},
     ],
 )
 
