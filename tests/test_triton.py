@@ -13,7 +13,7 @@ import torch
 from test_fused import assert_close, draws
 
 import rga_fast
-from rga_fast import triton_kernels
+from rga_fast import ops, triton_kernels
 from rga_fast.testing import (
     ABLATIONS,
     STAGES,
@@ -50,11 +50,41 @@ SHAPE = (3, 24, 5, 7)  # odd sizes: no block divides them
         *product("sc", ABLATIONS, [torch.float32]),
         ("s", "full", torch.bfloat16),
         ("c", "full", torch.float16),
+        ("sc", "full", torch.float32),
+        ("cs", "full", torch.bfloat16),
     ],
     ids=str,
 )
 def test_training_stays_in_the_budget(variant, ablation, dtype):
     check_results(list(draws(variant, ablation, dtype, True, shape=SHAPE, impl="triton")))
+
+
+@interpreted
+@pytest.mark.slow
+def test_the_cuts_stay_in_the_budget(monkeypatch):
+    """A process group takes the operators of the cuts, not those of a whole branch."""
+    monkeypatch.setitem(ops._DEFINED, "rga_fast_triton", frozenset(ops.SCHEMAS))
+    results = draws("sc", "full", torch.float32, True, shape=(2, 8, 6, 5), impl="triton")
+    check_results(list(results))
+
+
+@interpreted
+def test_wrong_layers_are_said():
+    from rga_fast import kernels
+
+    V, kind = torch.rand(2, 8, 5), (0, True, True)
+    weights = [torch.rand(*shape) for shape in ((2, 8), (1, 10), (3, 2), (1, 3))]
+    norms = [torch.rand(len(weight)) for weight in weights for _ in range(4)]
+    arguments = (V, weights, norms, [1e-5] * 4, [True] * 4, *kind)
+    kernels.call("training_fwd", *arguments)
+    words = "4 layers need 4 weights, 4 batch, got 3 weights, 5 batch"
+    with pytest.raises(RuntimeError, match=f"training_fwd: {words}"):
+        kernels.call("training_fwd", V, weights[1:], norms, [1e-5] * 4, [True] * 5, *kind)
+    with pytest.raises(RuntimeError, match=r"weights\[3\] must be \(1, 3\), got \(1, 4\)"):
+        kernels.call("training_fwd", V, [*weights[:3], torch.rand(1, 4)], *arguments[2:])
+    doubled = (V, *(2 * values for values in arguments[1:5]), *kind)
+    with pytest.raises(RuntimeError, match="supports relations of embeddings, got embeddings = 0"):
+        kernels.call("training_pair_fwd", *doubled)
 
 
 @interpreted
