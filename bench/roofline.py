@@ -64,6 +64,7 @@ PRODUCTS = {
 SHARED = ("embed_bwd_weight", "hidden_bwd")  # for every share of the nodes
 # These read theta and phi, but not psi, which lies behind them.
 PART_OF_E = ("columns", "hidden_fwd", "logit_bwd", "hidden_bwd", "columns_bwd", "relate_bwd_weight")
+IN_PLACE = "embed_bwd_norm"  # reads and writes the gradient of E
 
 
 def launches(stage: str, view: str, dtype: str, layout: str) -> dict[str, list[Launch]]:
@@ -97,7 +98,7 @@ def _nbytes(kernel: Kernel, name: str, sizes: Sizes) -> float:
         for tensor in value if isinstance(value, tuple) else (value,):
             if isinstance(tensor, Tensor):
                 nbytes = tensor.nbytes * _share(kernel, name, label, sizes)
-                key = tensor.untyped_storage()._cdata
+                key = label if name == IN_PLACE else tensor.untyped_storage()._cdata
                 tensors[key] = max(tensors.get(key, 0), nbytes)
     return sum(tensors.values())
 

@@ -1,7 +1,8 @@
 """Branches of the attention on fused operators (rga_fast/ops.py), with their gradient.
 
 One operator in evaluation. In training one forward and one backward where the implementation has
-them and no process group takes part, else those of rga_fast/cuts.py.
+them and no process group takes part, else those of rga_fast/cuts.py. Two branches are one operator
+where the implementation has one for both.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """The benchmarks at tiny sizes: rows, limit, memory, and that a wrong result gets no time."""
 
+import argparse
 import csv
 import json
 import os
@@ -335,3 +336,21 @@ def test_gpu_suite_dry_run(tmp_path):
     assert broken.returncode == 1
     parts = b"failed: warm bench_rga bench_step warm_tests tests bench_rga_compiled"
     assert parts in broken.stdout
+
+
+def test_the_roofline_in_the_documents(monkeypatch):
+    """docs/triton.md has the figures that the launchers give."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    roofline = pytest.importorskip("roofline", reason="no Triton", exc_type=ImportError)
+    document = (BENCH.parent / "docs" / "triton.md").read_text()
+    args = argparse.Namespace(
+        stages=["1", "2", "3", "4"], dtype="bfloat16", layout="contiguous", rate=790e12,
+        bandwidth=4.3e12,
+    )  # fmt: skip
+    lines = roofline.summary(args)
+    for evaluation, step in zip(lines[::2], lines[1::2], strict=True):
+        assert f"| {' | '.join([evaluation[0], *evaluation[2:5], *step[2:5]])} |" in document
+    every = roofline.launches("2", "both", "bfloat16", "contiguous")
+    assert [launch.name for launch in every["evaluation"]] == 2 * [
+        "fold", "embed", "columns", "attend",
+    ]  # fmt: skip
