@@ -188,15 +188,15 @@ def hidden_bwd_kernel(
     tl.store(to + m, tl.sum(sum_dy_centred, 1) * rstd_z, row < own_rows)
 
 
-# The product of Z as in relate.py, but all its rows in one program.
+# The product of Z as in relate.py, but all its rows in one program. What is larger spills.
 LOGIT_BWD = Kernel(
     logit_bwd_kernel,
     {"BLOCK_K": "k", "BLOCK_M": "m", "BLOCK_N": "n", "BLOCK_Q": "q"},
     [
-        {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 32, "num_warps": 8,
-         "num_stages": 2},
-        {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 32, "num_warps": 8,
+        {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 16, "num_warps": 4,
          "num_stages": 3},
+        {"BLOCK_K": 64, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_Q": 32, "num_warps": 8,
+         "num_stages": 1},
     ],
 )  # fmt: skip
 # Where all of theta and phi stay with the program: wide blocks of nodes by few warps cost the
