@@ -38,6 +38,7 @@ TARGETS = {
 TENSOR_CORES = {"ptx": r"\bmma\.sync\b|\bwgmma\.mma_async\b", "amdgcn": r"\bv_mfma_"}
 # Shared memory a block may have. Triton leaves out a configuration that needs more.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
+Shape = tuple[int, int, int]  # of a map: C, H, W
 BATCH = 64
 VIEWS = ("spatial", "channel", "both")  # the branches of a module
 TYPES = {
@@ -89,19 +90,18 @@ def launches(args: argparse.Namespace) -> list[Launch]:
         return kernel.configs[0]
 
     with mock.patch.object(Kernel, "__call__", record):
-        for stage, view, *kind in itertools.product(
-            args.stages, args.views, args.dtype, args.layout
-        ):
-            list(module_results(stage, view, *kind))
+        shapes = [testing.STAGES[int(stage)] for stage in args.stages]
+        for shape, view, *kind in itertools.product(shapes, args.views, args.dtype, args.layout):
+            list(module_results(shape, view, *kind))
             if args.cuts and view != "both":
-                for name, arguments in _cut_arguments(stage, view, *kind):
+                for name, arguments in _cut_arguments(shape, view, *kind):
                     kernels.LAUNCHERS[name](*arguments)
     return list(found.values())
 
 
-def module_results(stage: str, view: str, dtype: str, layout: str) -> Iterator[tuple[str, Any]]:
+def module_results(shape: Shape, view: str, dtype: str, layout: str) -> Iterator[tuple[str, Any]]:
     """What the operators of a module return, on the meta device: nothing is computed."""
-    V, layers = _map_and_layers(stage, view, dtype, layout)
+    V, layers = _map_and_layers(shape, view, dtype, layout)
     kind, pair = (2, True, True), "_pair" if view == "both" else ""
     weights = [weight for own in layers for weight in own]
     tables = [weight.new_empty(len(weight)) for weight in weights for _ in range(4)]
@@ -123,10 +123,10 @@ def module_results(stage: str, view: str, dtype: str, layout: str) -> Iterator[t
 
 
 def _map_and_layers(
-    stage: str, view: str, dtype: str, layout: str
+    shape: Shape, view: str, dtype: str, layout: str
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """The map as the first branch of a module sees it, and the weights of each of its branches."""
-    C, H, W = testing.STAGES[int(stage)]
+    C, H, W = shape
     B, d, n = BATCH, *((H * W, C) if view == "channel" else (C, H * W))
     by_rows = (view != "channel") == (layout == "contiguous")
     meta = functools.partial(torch.empty, device="meta")
@@ -141,9 +141,9 @@ def _map_and_layers(
     return V, layers
 
 
-def _cut_arguments(stage: str, view: str, dtype: str, layout: str) -> Iterator[tuple[str, tuple]]:
+def _cut_arguments(shape: Shape, view: str, dtype: str, layout: str) -> Iterator[tuple[str, tuple]]:
     """Of the operators that a process group takes."""
-    V, [weights] = _map_and_layers(stage, view, dtype, layout)
+    V, [weights] = _map_and_layers(shape, view, dtype, layout)
     (B, _, n), meta = V.shape, V.new_empty
     c, (m, k) = len(weights[0]), map(len, weights[3:5])
     E, Z, PQ = meta(B, 3 * c, n), meta(B, m, n), meta(B, m, 2 * c).float()

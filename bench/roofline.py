@@ -2,6 +2,7 @@
 
     python bench/roofline.py                              # an H200, bfloat16, batch 64, 256x128
     python bench/roofline.py --launches --stages 1        # every launch of a stage
+    python bench/roofline.py --plot against-n.png         # against the number of nodes (matplotlib)
 
 The launchers run on the meta device, so no GPU is needed. A launch takes the longer of its products
 / `--rate` and its bytes / `--bandwidth`, everything that it needs being read from memory once, and
@@ -11,11 +12,15 @@ that of docs/design.md.
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import bench_rga
 import common
 import compile_report
+import plots
+from compile_report import Shape
 from torch import Tensor
 
 from rga_fast import testing
@@ -67,7 +72,7 @@ PART_OF_E = ("columns", "hidden_fwd", "logit_bwd", "hidden_bwd", "columns_bwd", 
 IN_PLACE = "embed_bwd_norm"  # reads and writes the gradient of E
 
 
-def launches(stage: str, view: str, dtype: str, layout: str) -> dict[str, list[Launch]]:
+def launches(shape: Shape, view: str, dtype: str, layout: str) -> dict[str, list[Launch]]:
     """Of the passes of a module: evaluation, forward, backward."""
     found: list[Launch] = []
 
@@ -80,7 +85,7 @@ def launches(stage: str, view: str, dtype: str, layout: str) -> dict[str, list[L
 
     passes = {}
     with mock.patch.object(Kernel, "__call__", record):
-        for name, _ in compile_report.module_results(stage, view, dtype, layout):
+        for name, _ in compile_report.module_results(shape, view, dtype, layout):
             passes[name] = found.copy()
             found.clear()
     return passes
@@ -121,9 +126,9 @@ def _share(kernel: Kernel, name: str, label: str, sizes: Sizes) -> float:
     return 1
 
 
-def limits(stage: str, args: argparse.Namespace) -> dict[str, float]:
+def limits(shape: Shape, args: argparse.Namespace) -> dict[str, float]:
     """Microseconds of evaluation and training step in any cut (docs/design.md), both branches."""
-    C, H, W = testing.STAGES[int(stage)]
+    C, H, W = shape
     operations = 0.0
     for d, n in ((C, H * W), (H * W, C)):
         c, m = max(1, d // 8), max(1, n // 8)
@@ -133,9 +138,9 @@ def limits(stage: str, args: argparse.Namespace) -> dict[str, float]:
     return {"evaluation": work + 2 * traffic, "training step": 3 * work + 5 * traffic}
 
 
-def totals(stage: str, args: argparse.Namespace) -> dict[str, tuple[float, int]]:
+def totals(shape: Shape, args: argparse.Namespace) -> dict[str, tuple[float, int]]:
     """Microseconds and number of launches of evaluation and training step, both branches."""
-    passes = launches(stage, "both", args.dtype, args.layout)
+    passes = launches(shape, "both", args.dtype, args.layout)
     step = passes["forward"] + passes["backward"]
     found = {"evaluation": passes["evaluation"], "training step": step}
     speeds = args.rate, args.bandwidth
@@ -148,8 +153,9 @@ def totals(stage: str, args: argparse.Namespace) -> dict[str, tuple[float, int]]
 def summary(args: argparse.Namespace) -> list[list[str]]:
     lines = []
     for stage in args.stages:
-        limit = limits(stage, args)
-        for name, (time, count) in totals(stage, args).items():
+        shape = testing.STAGES[int(stage)]
+        limit = limits(shape, args)
+        for name, (time, count) in totals(shape, args).items():
             values = f"{limit[name]:.0f}", f"{time:.0f}", f"{time / limit[name]:.2f}"
             lines.append([stage, name, *values, str(count)])
     return lines
@@ -158,12 +164,38 @@ def summary(args: argparse.Namespace) -> list[list[str]]:
 def details(args: argparse.Namespace) -> list[list[str]]:
     lines = []
     for stage in args.stages:
-        for name, every in launches(stage, "both", args.dtype, args.layout).items():
+        shape = testing.STAGES[int(stage)]
+        for name, every in launches(shape, "both", args.dtype, args.layout).items():
             for launch in every:
                 products, memory = launch.operations / args.rate, launch.nbytes / args.bandwidth
                 values = max(products, memory), products, memory
                 lines.append([stage, name, launch.name, *(f"{1e6 * v:.1f}" for v in values)])
     return lines
+
+
+def plot(path: Path, args: argparse.Namespace) -> None:
+    """Time against the number of nodes, C = 256, as `bench_rga.py --plot` measures it."""
+    plt = plots.pyplot()
+    shapes = [(256, H, W) for H, W in bench_rga.SIDES]
+    n = [H * W for _, H, W in shapes]
+    found = [(limits(shape, args), totals(shape, args)) for shape in shapes]
+    figure, axes = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
+    for name, colour in (("evaluation", "#1f77b4"), ("training step", "#2ca02c")):
+        axes.plot(n, [t[name][0] / 1e3 for _, t in found], ".-", color=colour, label=name)
+        limit = [values[name] / 1e3 for values, _ in found]
+        axes.plot(n, limit, ":", color=colour, label="its limit in any cut")
+    axes.set(xscale="log", yscale="log", xlabel="nodes n = H W", ylabel="time on paper (ms)")
+    axes.set_xticks(n, map(str, n))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    axes.set_title(f"RGA-SC in Triton on paper, not measured\n{_title(args)}, C = 256", fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+def _title(args: argparse.Namespace) -> str:
+    speeds = f"{args.rate / 1e12:.0f} TFLOP/s, {args.bandwidth / 1e12:.1f} TB/s"
+    return f"{speeds}, {args.dtype}, batch {compile_report.BATCH}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,15 +212,17 @@ def main(arguments: list[str] | None = None) -> int:
     add("--rate", type=float, default=790e12, help="products of the GPU, operations a second")
     add("--bandwidth", type=float, default=4.3e12, help="of a copy, bytes a second")
     add("--launches", action="store_true", help="every launch, not only their sums")
+    add("--plot", type=Path, metavar="FILE", help="a picture, nothing else")
     args = parser.parse_args(arguments)
+    if args.plot:
+        plot(args.plot, args)
+        return 0
     columns = ["stage", "pass"]
     if args.launches:
         columns, lines = [*columns, "launch", "us", "products", "memory"], details(args)
     else:
         columns, lines = [*columns, "limit, us", "launches, us", "ratio", "launches"], summary(args)
-    speeds = f"{args.rate / 1e12:.0f} TFLOP/s, {args.bandwidth / 1e12:.1f} TB/s"
-    title = f"RGA-SC, {args.dtype}, batch {compile_report.BATCH}, 256x128"
-    common.print_table(title, columns, lines, f"on paper: {speeds}")
+    common.print_table("RGA-SC at 256x128, on paper", columns, lines, _title(args))
     return 0
 
 

@@ -350,7 +350,15 @@ def test_the_roofline_in_the_documents(monkeypatch):
     lines = roofline.summary(args)
     for evaluation, step in zip(lines[::2], lines[1::2], strict=True):
         assert f"| {' | '.join([evaluation[0], *evaluation[2:5], *step[2:5]])} |" in document
-    every = roofline.launches("2", "both", "bfloat16", "contiguous")
+    every = roofline.launches((512, 32, 16), "both", "bfloat16", "contiguous")
     assert [launch.name for launch in every["evaluation"]] == 2 * [
         "fold", "embed", "columns", "attend",
     ]  # fmt: skip
+
+
+def test_the_roofline_as_a_picture(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCH))
+    roofline = pytest.importorskip("roofline", reason="no Triton", exc_type=ImportError)
+    pytest.importorskip("matplotlib")
+    assert roofline.main(["--plot", str(tmp_path / "n.png")]) == 0
+    assert (tmp_path / "n.png").stat().st_size > 10_000

@@ -120,9 +120,10 @@ def test_autocast(training):
 @interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_compiles_whole(training):
+@pytest.mark.parametrize("variant", ["s", "sc"])
+def test_compiles_whole(variant, training):
     torch._dynamo.reset()
-    module = make_rga(8, (4, 2), "s", impl="triton").train(training)
+    module = make_rga(8, (4, 2), variant, impl="triton").train(training)
     x, dout = make_map((2, 8, 4, 2), seed=1), make_map((2, 8, 4, 2), seed=2)
     expected = run(module, x, dout, "triton")
     compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
