@@ -91,10 +91,10 @@ class Gate(NamedTuple):
 def gate_arguments(gate: Gate | None, V: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
     """gate, norm_g and GATED of a kernel that reads `V`."""
     if gate is None:
-        return (V, V), 0
-    return (gate.values, gate.values if gate.norm is None else gate.norm), 1 + bool(
-        gate.norm is not None
-    )
+        return (V, V), 0  # never read
+    if gate.norm is None:
+        return (gate.values, gate.values), 1
+    return (gate.values, gate.norm), 2
 
 
 def cdiv(a: int, b: int) -> int:

@@ -43,6 +43,18 @@ def gate_fwd_kernel(
     )
 
 
+@triton.jit
+def store_dlogit(total, logit, norm_l, dlogit, parts, part, at, valid):
+    """From the gradient of attention values, zero or finite where not `valid`."""
+    x = tl.load(logit + at, valid, 0.0)
+    a = attention_value(x, norm_l)
+    dy = tl.where(valid, total * a * (1 - a), 0.0)
+    tl.store(dlogit + at, dy.to(tl.float32), valid)
+    xhat = (x - tl.load(norm_l)) * tl.load(norm_l + 1)
+    tl.store(parts + part * 2, tl.sum(dy, 0))
+    tl.store(parts + part * 2 + 1, tl.sum(dy * xhat, 0))
+
+
 @jit
 def gate_bwd_kernel(
     dout, V, gate, norm_g, logit, norm_l, dlogit, parts, stride_b, stride_d, stride_n, d, n,
@@ -65,18 +77,6 @@ def gate_bwd_kernel(
     # float64: the sums shift every gradient before the normalisation, and here they cost little.
     total = tl.sum(acc.to(tl.float64), 0)
     store_dlogit(total, logit, norm_l, dlogit, parts, part, b * n + node, node < n)
-
-
-@triton.jit
-def store_dlogit(total, logit, norm_l, dlogit, parts, part, at, valid):
-    """From the gradient of attention values, zero or finite where not `valid`."""
-    x = tl.load(logit + at, valid, 0.0)
-    a = attention_value(x, norm_l)
-    dy = tl.where(valid, total * a * (1 - a), 0.0)
-    tl.store(dlogit + at, dy.to(tl.float32), valid)
-    xhat = (x - tl.load(norm_l)) * tl.load(norm_l + 1)
-    tl.store(parts + part * 2, tl.sum(dy, 0))
-    tl.store(parts + part * 2 + 1, tl.sum(dy * xhat, 0))
 
 
 @jit
