@@ -40,7 +40,7 @@ def embed_fwd_kernel(
         w = tl.load(weight_e + row[:, None] * d + feature[None, :], mask_w, 0.0)
         if GATED:  # the smaller factor of the two
             a = load_gate(gate, norm_g, b * d + feature, feature < d, GATED)
-            w *= a.to(w.dtype)[None, :]
+            w = (w.to(tl.float32) * a[None, :]).to(w.dtype)
         mask_v = (feature < d)[:, None] & (node < n)[None, :]
         at = V + b * stride_b + feature[:, None] * stride_d + node[None, :] * stride_n
         v = tl.load(at, mask_v, 0.0)

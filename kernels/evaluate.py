@@ -72,7 +72,7 @@ def embed_kernel(
         w = tl.load(folded + row[:, None] * d + feature[None, :], mask_w, 0.0)
         if GATED:
             a = load_gate(gate, norm_g, b * d + feature, feature < d, GATED)
-            w *= a.to(w.dtype)[None, :]
+            w = (w.to(tl.float32) * a[None, :]).to(w.dtype)
         mask_v = (feature < d)[:, None] & (node < n)[None, :]
         at = V + b * stride_b + feature[:, None] * stride_d + node[None, :] * stride_n
         acc = multiply(w, tl.load(at, mask_v, 0.0), acc, PRECISION)
