@@ -174,12 +174,7 @@ def show(title: str, rows: list[common.Row]) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common.parser(__doc__)
     cuda = torch.cuda.is_available()
     add = parser.add_argument
     add("--data", type=Path, help="a data set (synthetic images of 128x64, as in Market-1501)")

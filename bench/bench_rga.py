@@ -282,12 +282,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     def stages(text: str) -> list[int]:
         return [int(stage) for stage in common.listed(*map(str, testing.STAGES))(text)]
 
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common.parser(__doc__)
     cuda = torch.cuda.is_available()
     add = parser.add_argument
     add("--stages", type=stages, default=[1, 2, 3, 4], help="of ResNet-50 at 256x128 (1,2,3,4)")

@@ -196,12 +196,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         height, _, width = text.partition("x")
         return int(height), int(width)
 
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common.parser(__doc__)
     cuda = torch.cuda.is_available()
     add = parser.add_argument
     add("--arch", choices=list(ARCHITECTURES), default="resnet50")

@@ -320,6 +320,27 @@ def saved_bytes(call: Call, known: Iterable[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
 
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """Of a script whose docstring is `text`: a line about it, then examples."""
+    description, _, examples = (text or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def positive(text: str) -> float:
+    """An argument that is a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
 def listed(*valid: str) -> Callable[[str], list[str]]:
     """An argument that is a comma-separated list, of any or of `valid` values."""
 

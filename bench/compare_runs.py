@@ -7,7 +7,6 @@ Runs whose names differ by their seed alone are one line of the second table, an
 Needs matplotlib for the picture (`pip install 'rga-fast[plots]'`).
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -78,12 +77,7 @@ def show_seeds(rows: list[common.Row]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")

@@ -2,6 +2,7 @@
 
     python bench/compile_report.py                                 # all targets and stages
     python bench/compile_report.py --targets sm_90 --stages 1      # a part of them
+    python bench/compile_report.py --targets sm_90 --loops         # also what a step of a loop is
 
 Prints registers, shared memory, spilled bytes and tensor-core instructions of every configuration
 at the shapes of ResNet-50; the status is 1 if a kernel spills or a product misses the tensor cores.
@@ -41,6 +42,7 @@ SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
 Shape = tuple[int, int, int]  # of a map: C, H, W
 BATCH = 64
 VIEWS = ("spatial", "channel", "both")  # the branches of a module
+SIZES = ("d", "n", "r", "m", "q", "c", "k", "STORED", "GATED")  # what tells launches apart
 TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -224,6 +226,27 @@ def _described(value: Any, path: tuple[int, ...], constants: dict, attributes: d
     return "fp32" if isinstance(value, float) else "i32"
 
 
+def cuobjdump(option: str, kernel: Any) -> str:
+    """What Triton's own tool for NVIDIA's machine code says."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(kernel.asm["cubin"])
+        path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        command = [path, option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def loops(kernel: Any) -> list[int]:
+    """Instructions of each loop in NVIDIA's machine code, inner ones first."""
+    text = cuobjdump("-sass", kernel)
+    code = {int(at, 16): what for at, what in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]*);", text)}
+    found = []
+    for at, what in code.items():
+        target = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", what)
+        if target and int(target[1], 16) < at:
+            found.append(sum(int(target[1], 16) <= address <= at for address in code))
+    return found
+
+
 def usage(kernel: Any, name: str) -> Usage:
     shared = kernel.metadata.shared
     language = "amdgcn" if name.startswith("gfx") else "ptx"
@@ -233,11 +256,7 @@ def usage(kernel: Any, name: str) -> Usage:
         # Scalar registers may be kept in lanes of vector registers; that is no memory.
         spilled = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", code)[1])
     else:
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            Path(file.name).write_bytes(kernel.asm["cubin"])
-            tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-            command = [tool, "-res-usage", file.name]
-            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        text = cuobjdump("-res-usage", kernel)
         registers = int(re.search(r"REG:(\d+)", text)[1])
         spilled = int(re.search(r"LOCAL:(\d+)", text)[1])
         spilled += int(re.search(r"STACK:(\d+)", text)[1])
@@ -275,13 +294,9 @@ def selected(args: argparse.Namespace) -> list[Launch]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--targets", type=common.listed(*TARGETS), default=list(TARGETS))
+    parser.add_argument("--loops", action="store_true", help="instructions of loops (not of AMD's)")
     add_selection(parser)
     parser.set_defaults(cuts=True)
     args = parser.parse_args(arguments)
@@ -291,11 +306,16 @@ def main(arguments: list[str] | None = None) -> int:
     print("{:<8}{:<20}{:>10}{:>8}{:>7}{:>7}  as".format(*header))
     for name in args.targets:
         for launch in found:
-            needs = usage(compiled(launch, TARGETS[name]), name)
+            kernel = compiled(launch, TARGETS[name])
+            needs = usage(kernel, name)
             bad = failures(launch, needs, name)
             wrong += bool(bad)
             shape = " ".join(f"{key} {value}" for key, value in launch.config.items())
             remarks = [f"FAILED: {text}" for text in bad]
+            if args.loops and "cubin" in kernel.asm:
+                sizes = dict(zip(launch.kernel.function.arg_names, launch.values, strict=True))
+                given = " ".join(f"{key} {sizes[key]}" for key in SIZES if key in sizes)
+                remarks.append(f"loops {loops(kernel)} for {given}")
             if needs.shared > SHARED[name]:
                 remarks.append("left out: too much shared memory")
             line = f"{name:<8}{launch.name:<20}{{:>10}}{{:>8}}{{:>7}}{{:>7}}  {shape}"

@@ -65,8 +65,9 @@ PRODUCTS = {
     "embed_bwd_nodes": lambda s: s["d"] * s["r"],
     "embed_bwd_weight": lambda s: s["d"] * s["r"],
 }
-# Programs leave sums in scratch: for every node tile, as many as the kernel's smallest block makes.
-SHARED = ("embed_bwd_weight", "hidden_bwd")  # for every share of the nodes
+# Scratch has room for a sum of every node tile, were these the smallest a kernel may have; that of
+# these kernels is for shares of the nodes, and all of it is used.
+BY_SHARES = ("embed_bwd_weight", "hidden_bwd")
 # These read theta and phi, but not psi, which lies behind them.
 PART_OF_E = ("columns", "hidden_fwd", "logit_bwd", "hidden_bwd", "columns_bwd", "relate_bwd_weight")
 IN_PLACE = "embed_bwd_norm"  # reads and writes the gradient of E
@@ -121,7 +122,7 @@ def _share(kernel: Kernel, name: str, label: str, sizes: Sizes) -> float:
         return q / sizes["rows"]
     if label == "parts" and kernel in (MERGE, TABLE, SUM, MEANS):
         return sizes["count"] / len(sizes["parts"])
-    if label in ("parts", "dgate") and "BLOCK_N" in kernel.configs[0] and name not in SHARED:
+    if label in ("parts", "dgate") and "BLOCK_N" in kernel.configs[0] and name not in BY_SHARES:
         return kernel.smallest("BLOCK_N") / sizes["BLOCK_N"]
     return 1
 
@@ -190,6 +191,7 @@ def plot(path: Path, args: argparse.Namespace) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.set_title(f"RGA-SC in Triton on paper, not measured\n{_title(args)}, C = 256", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
@@ -199,18 +201,13 @@ def _title(args: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common.parser(__doc__)
     add = parser.add_argument
     add("--stages", type=common.listed(*map(str, testing.STAGES)), default=["1", "2", "3", "4"])
     add("--dtype", choices=common.DTYPES, default="bfloat16")
     add("--layout", choices=("contiguous", "channels_last"), default="contiguous")
-    add("--rate", type=float, default=790e12, help="products of the GPU, operations a second")
-    add("--bandwidth", type=float, default=4.3e12, help="of a copy, bytes a second")
+    add("--rate", type=common.positive, default=790e12, help="of products, operations a second")
+    add("--bandwidth", type=common.positive, default=4.3e12, help="of a copy, bytes a second")
     add("--launches", action="store_true", help="every launch, not only their sums")
     add("--plot", type=Path, metavar="FILE", help="a picture, nothing else")
     args = parser.parse_args(arguments)

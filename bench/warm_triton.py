@@ -14,6 +14,7 @@ import sys
 import time
 from typing import Any
 
+import common
 import compile_report
 import torch
 from triton.runtime.jit import MockTensor
@@ -43,12 +44,7 @@ def _share(args: argparse.Namespace, index: int, processes: int) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common.parser(__doc__)
     compile_report.add_selection(parser)
     parser.set_defaults(views=["both"], layout=["contiguous", "channels_last"], cuts=False)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))

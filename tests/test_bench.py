@@ -356,9 +356,12 @@ def test_the_roofline_in_the_documents(monkeypatch):
     ]  # fmt: skip
 
 
-def test_the_roofline_as_a_picture(monkeypatch, tmp_path):
+def test_the_roofline_as_a_picture(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(BENCH))
     roofline = pytest.importorskip("roofline", reason="no Triton", exc_type=ImportError)
     pytest.importorskip("matplotlib")
-    assert roofline.main(["--plot", str(tmp_path / "n.png")]) == 0
-    assert (tmp_path / "n.png").stat().st_size > 10_000
+    assert roofline.main(["--plot", str(tmp_path / "new" / "n.png")]) == 0
+    assert (tmp_path / "new" / "n.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit):
+        roofline.main(["--rate", "0"])
+    assert "expected a number above 0, got '0'" in capsys.readouterr().err

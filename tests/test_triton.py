@@ -61,6 +61,14 @@ def test_training_stays_in_the_budget(variant, ablation, dtype):
 
 @interpreted
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_relations_made_again_stay_in_the_budget(dtype):
+    """Of more rows than theta and phi have: they are never stored."""
+    check_results(list(draws("s", "full", dtype, True, shape=(2, 16, 12, 12), impl="triton")))
+
+
+@interpreted
+@pytest.mark.slow
 def test_the_cuts_stay_in_the_budget(monkeypatch):
     """A process group takes the operators of the cuts, not those of a whole branch."""
     monkeypatch.setitem(ops._DEFINED, "rga_fast_triton", frozenset(ops.SCHEMAS))
