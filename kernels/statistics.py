@@ -108,7 +108,7 @@ def table_kernel(
     BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """`store_stats` to what some layers are normalised by, `table` (4, rows), and to what is
-    tracked, `tracked` (2, total): mean and unbiased variance, from column `first` on.
+    tracked, `tracked` (2, total): mean and unbiased variance, from column `begin` on.
 
     A program: a few rows. Bit i of BATCH says whether layer i uses the statistics of the batch.
     """
