@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 STABLE_ABI = "0x020b000000000000"  # torch 2.11
 COMPILE = [
@@ -118,13 +118,7 @@ def extension_options():
 
 
 setup(
-    packages=[
-        "rga_fast",
-        "rga_fast.reid",
-        "rga_fast.reid.datasets",
-        "rga_fast.reid.synth",
-        "rga_fast.kernels",
-    ],
+    packages=[*find_packages(include=["rga_fast", "rga_fast.*"]), "rga_fast.kernels"],
     package_dir={"rga_fast": "rga_fast", "rga_fast.kernels": "kernels"},
     **extension_options(),
 )
