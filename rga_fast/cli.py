@@ -172,18 +172,8 @@ def info(options: argparse.Namespace) -> None:
 
 # Options of `train` that are fields of the configuration.
 _FIELD_OPTIONS = (
-    *(
-        "data",
-        "epochs",
-        "seed",
-        "attention",
-        "pretrained",
-        "impl",
-        "amp",
-        "channels_last",
-        "compile",
-    ),
-    *("cuda_graph", "sync_bn", "accumulate", "clip_norm", "ema", "freeze_epochs"),
+    *("data", "epochs", "seed", "attention", "pretrained", "impl", "amp", "channels_last"),
+    *("compile", "cuda_graph", "sync_bn", "accumulate", "clip_norm", "ema", "freeze_epochs"),
     *("tensorboard", "profile"),
 )
 
