@@ -1,8 +1,9 @@
 """SE (Hu, Shen, Sun: Squeeze-and-Excitation Networks, CVPR 2018).
 
-What the RGA paper leaves open: where SE sits, and its ratio. Its 27.6 M parameters in Table 3 are
-those of SE-ResNet-50, ratio 16 in each of the 16 residual blocks. Here SE follows the stages, as
-every other system does, so that only the attention differs: 25.8 M with the same ratio.
+What the RGA paper leaves open: where SE sits, and its ratio. The 27.6 M parameters in its Table 3
+are those of SE with ratio 16 in each of the 16 residual blocks, as in Hu's SE-ResNet-50. Here SE
+follows the stages, as every other system does, so that only the attention differs: 25.8 M with the
+same ratio.
 """
 
 from collections.abc import Callable
