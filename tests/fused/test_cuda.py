@@ -17,7 +17,7 @@ from operators import OPERATORS, ROUNDED, check_rounding
 import rga_fast
 from rga_fast import fused
 from rga_fast.fused import cpp, cuda
-from rga_fast.testing import STAGES, check_results, leave_the_kinks, make_map, make_rga
+from rga_fast.testing import STAGES, check_results, make_map, make_rga, move_off_relu_kinks
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(shutil.which(cuda_host.compiler()) is None, reason="no compiler")
@@ -36,7 +36,7 @@ def one_launch(variant, ablation, dtype, layout, shape, **options):
     for seed in range(5):
         x = make_map(shape, dtype=dtype, layout=layout, seed=seed)
         module = make_rga(shape[1], shape[2:], variant, ablation, seed=seed, **options)
-        module = leave_the_kinks(module, x).to(dtype).eval()
+        module = move_off_relu_kinks(module, x).to(dtype).eval()
         results = []
         for impl, precision in [
             ("cuda_host", dtype),
@@ -157,27 +157,31 @@ def test_a_missing_barrier_is_found():
 
 def test_reasons():
     x = make_map((2, 8, 4, 2))
-    assert cuda.problem(x) == "it runs on CUDA GPUs, the map is on cpu"
+    assert cuda.BACKEND.problem(x) == "it runs on CUDA GPUs, the map is on cpu"
     with pytest.raises((NotImplementedError, RuntimeError), match="it runs on CUDA GPUs"):
         rga_fast.choose("cuda", x)
     on_gpu = SimpleNamespace(
         device=torch.device("cuda", 0), dtype=torch.float64, shape=x.shape, numel=x.numel
     )
-    assert cuda.problem(on_gpu) == "it supports float32, bfloat16, float16, the map is float64"
+    assert (
+        cuda.BACKEND.problem(on_gpu) == "it supports float32, bfloat16, float16, the map is float64"
+    )
 
 
 @pytest.mark.skipif(cpp.ERROR is not None, reason="extension not built")
 def test_reasons_of_a_machine(monkeypatch):
     monkeypatch.setattr(cuda, "COMPILED", None)
-    assert cuda.note().startswith("the extension was built without CUDA")
+    assert cuda.BACKEND.note().startswith("the extension was built without CUDA")
     monkeypatch.setattr(cuda, "COMPILED", "sm_80")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cuda.note() == "no CUDA driver with a GPU was found"
-    assert not cuda.available()
+    assert cuda.BACKEND.note() == "no CUDA driver with a GPU was found"
+    assert not cuda.BACKEND.available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert cuda.note() == "compiled for sm_80"
+    assert cuda.BACKEND.note() == "compiled for sm_80"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     on_gpu = SimpleNamespace(
         device=torch.device("cuda", 0), dtype=torch.float32, shape=(2, 8, 4, 2), numel=lambda: 128
     )
-    assert cuda.problem(on_gpu) == ("it needs compute capability 8.0 or later, the GPU has 7.5")
+    assert cuda.BACKEND.problem(on_gpu) == (
+        "it needs compute capability 8.0 or later, the GPU has 7.5"
+    )

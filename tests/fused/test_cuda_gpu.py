@@ -10,11 +10,11 @@ from operators import ROUNDED, check_rounding
 
 import rga_fast
 from rga_fast.fused import cuda
-from rga_fast.testing import STAGES, check_results, leave_the_kinks, make_map, make_rga, run
+from rga_fast.testing import STAGES, check_results, make_map, make_rga, move_off_relu_kinks, run
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not cuda.available(), reason=f"impl='cuda': {cuda.note()}"),
+    pytest.mark.skipif(not cuda.BACKEND.available(), reason=f"impl='cuda': {cuda.BACKEND.note()}"),
 ]
 SMALL = (2, 64, 16, 8)
 
@@ -31,7 +31,7 @@ def draws(shape, dtype, training, count):
         pair = [make_map(shape, dtype=dtype, layout=layout, seed=10 * seed + k) for k in (1, 2)]
         x, dout = (tensor.cuda() for tensor in pair)
         module = make_rga(shape[1], shape[2:], seed=seed).cuda()
-        module = leave_the_kinks(module, x).to(dtype).train(training)
+        module = move_off_relu_kinks(module, x).to(dtype).train(training)
         actual, baseline = run(module, x, dout, "cuda"), run(module, x, dout, "reference")
         yield actual, baseline, run(module.double(), x.double(), dout.double(), "reference")
 
@@ -50,7 +50,7 @@ def test_real_stages(stage, training, dtype):
 def test_evaluation_without_gradients(stage):
     """What Hopper does in one launch."""
     x = make_map((4, *STAGES[stage]), dtype=torch.bfloat16).cuda()
-    module = leave_the_kinks(make_rga(STAGES[stage][0], STAGES[stage][1:]).cuda(), x)
+    module = move_off_relu_kinks(make_rga(STAGES[stage][0], STAGES[stage][1:]).cuda(), x)
     outs = []
     with torch.inference_mode():
         for impl, dtype in [
@@ -65,7 +65,7 @@ def test_evaluation_without_gradients(stage):
 
 
 @pytest.mark.skipif(
-    cuda.available() and torch.cuda.get_device_capability()[0] != 9, reason="needs Hopper"
+    cuda.BACKEND.available() and torch.cuda.get_device_capability()[0] != 9, reason="needs Hopper"
 )
 @pytest.mark.parametrize(
     ("variant", "stage"), [("s", 3), ("c", 3), ("cs", 3), *product(["sc"], STAGES)]

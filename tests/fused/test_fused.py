@@ -17,9 +17,9 @@ from rga_fast.testing import (
     ABLATIONS,
     STAGES,
     check_results,
-    leave_the_kinks,
     make_map,
     make_rga,
+    move_off_relu_kinks,
     run,
 )
 
@@ -58,7 +58,7 @@ def test_real_stages(stage):
     results = []
     for seed in range(5):
         x, dout = (make_map((2, C, H, W), seed=100 * seed + k) for k in (1, 2))
-        module = leave_the_kinks(make_rga(C, (H, W), seed=seed), x).float()
+        module = move_off_relu_kinks(make_rga(C, (H, W), seed=seed), x).float()
         actual, baseline = run(module, x, dout, "cpp"), run(module, x, dout, "torch")
         results.append((actual, baseline, run(module.double(), x.double(), dout.double(), "torch")))
     check_results(results)

@@ -18,9 +18,9 @@ from rga_fast.testing import (
     ABLATIONS,
     STAGES,
     check_results,
-    leave_the_kinks,
     make_map,
     make_rga,
+    move_off_relu_kinks,
     run,
 )
 
@@ -36,7 +36,7 @@ interpreted = pytest.mark.skipif(
 gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        INTERPRETED or not triton.available(), reason="needs a CUDA device and Triton"
+        INTERPRETED or not triton.BACKEND.available(), reason="needs a CUDA device and Triton"
     ),
 ]
 SHAPE = (3, 24, 5, 7)  # odd sizes: no block divides them
@@ -62,15 +62,15 @@ def test_training_stays_in_the_budget(variant, ablation, dtype):
 @interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_relations_made_again_stay_in_the_budget(dtype):
+def test_recomputed_relations_stay_in_the_budget(dtype):
     """Of more rows than theta and phi have: they are never stored."""
     check_budget("triton", "s", "full", dtype, shape=(2, 16, 12, 12))
 
 
 @interpreted
 @pytest.mark.slow
-def test_the_cuts_stay_in_the_budget(monkeypatch):
-    """A process group takes the operators of the cuts, not those of a whole branch."""
+def test_the_stages_stay_in_the_budget(monkeypatch):
+    """A process group takes the operators of the stages, not those of a whole branch."""
     monkeypatch.setitem(ops._DEFINED, "rga_fast_triton", frozenset(ops.SCHEMAS))
     check_budget("triton", "sc", "full", torch.float32, shape=(2, 8, 6, 5))
 
@@ -104,7 +104,7 @@ def test_evaluation_stays_in_the_budget(variant, ablation, dtype):
     for seed, layout in enumerate(["contiguous", "channels_last", "strided"]):
         x = make_map(SHAPE, dtype=dtype, layout=layout, seed=seed)
         module = make_rga(*SHAPE[1:2], SHAPE[2:], variant, ablation, seed=seed).eval()
-        module = leave_the_kinks(module, x).to(dtype).eval()
+        module = move_off_relu_kinks(module, x).to(dtype).eval()
         outs = []
         for impl in ("triton", "reference"):
             module.impl = impl
@@ -306,7 +306,7 @@ def on_gpu(stage, dtype, layout="contiguous", batch=4):
     x, dout = (
         make_map((batch, C, H, W), dtype=dtype, layout=layout, seed=seed).cuda() for seed in (1, 2)
     )
-    return leave_the_kinks(module.cuda(), x).float(), x, dout
+    return move_off_relu_kinks(module.cuda(), x).float(), x, dout
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

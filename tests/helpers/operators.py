@@ -26,8 +26,8 @@ _MISSING = {
     "cpp": f"not built: {cpp.ERROR}" if cpp.ERROR is not None else None,
     "cuda_host": None if shutil.which(cuda_host.compiler()) else "no compiler",
     "triton": None
-    if triton.available() or (triton.import_error() is None and triton.INTERPRETED)
-    else triton.note(),
+    if triton.BACKEND.available() or (triton.import_error() is None and triton.INTERPRETED)
+    else triton.BACKEND.note(),
 }
 
 

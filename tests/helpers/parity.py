@@ -2,7 +2,7 @@
 
 import torch
 
-from rga_fast.testing import check_results, leave_the_kinks, make_map, make_rga, run
+from rga_fast.testing import check_results, make_map, make_rga, move_off_relu_kinks, run
 
 LAYOUTS = ["contiguous", "channels_last", "strided"]
 SHAPES = [(3, 24, 5, 7), (2, 7, 3, 3), (4, 1, 5, 2), (3, 16, 1, 1), (0, 8, 4, 4)]
@@ -41,7 +41,7 @@ def draws(
     for seed, layout in enumerate((LAYOUTS + LAYOUTS[:2])[:count]):
         x, dout = (make_map(shape, dtype=dtype, layout=layout, seed=100 * seed + k) for k in (1, 2))
         module = make_rga(shape[1], shape[2:], variant, ablation, seed=seed, down_ratio=2)
-        module = leave_the_kinks(module, x).to(dtype).train(training)
+        module = move_off_relu_kinks(module, x).to(dtype).train(training)
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             actual, baseline = run(module, x, dout, impl), run(module, x, dout, "reference")
         yield actual, baseline, run(module.double(), x.double(), dout.double(), "reference")
