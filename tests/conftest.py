@@ -1,5 +1,4 @@
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,16 +19,20 @@ def _test_impls(monkeypatch):
     import operators
 
     from rga_fast import dispatch
+    from rga_fast.fused import cpp
 
     for name in ("cuda_host", "plain"):
 
-        def problem(x, name=name):
-            operators.namespace(name)
+        def missing(name=name):
+            operators.namespace(name)  # registers the operators
 
-        module = SimpleNamespace(
-            problem=problem, import_error=lambda: None, PASSED_OVER="it is for tests"
+        backend = cpp.BACKEND._replace(
+            name=name,
+            missing=missing,
+            import_error=lambda: None,
+            passed_over="it is for tests",
         )
-        monkeypatch.setitem(dispatch.FUSED, name, (module, "for tests"))
+        monkeypatch.setitem(dispatch.FUSED, name, backend)
     monkeypatch.setattr(dispatch, "ARGUMENTS", (*dispatch.ARGUMENTS, "cuda_host", "plain"))
 
 
