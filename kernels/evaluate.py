@@ -11,7 +11,7 @@ from rga_fast.fused.structure import Structure
 from rga_fast.kernels.common import Gate, cdiv, gate_arguments, load_gate, multiply, relu
 from rga_fast.kernels.gate import store_gated
 from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision
-from rga_fast.kernels.perceptron import through_psi, through_relations
+from rga_fast.kernels.perceptron import add_hidden_of_relations, hidden_of_psi
 from rga_fast.kernels.relate import Nodes, columns, relations
 
 
@@ -111,7 +111,7 @@ def attend_kernel(
     logit = tl.zeros([BLOCK_N], tl.float32)
     for tile in tl.static_range(TILES_K):
         unit = tile * BLOCK_K + tl.arange(0, BLOCK_K)
-        hidden = through_psi(weight_h, y_psi, unit, m, k, p)
+        hidden = hidden_of_psi(weight_h, y_psi, unit, m, k, p)
         for start in range(0, m, BLOCK_M):
             row = start + tl.arange(0, BLOCK_M)
             z = relations(
@@ -120,7 +120,7 @@ def attend_kernel(
             )  # fmt: skip
             shift = tl.load(table + rows + r + row, row < m, 0.0)
             y = relu(z + shift[:, None]).to(V.dtype.element_ty)
-            hidden = through_relations(weight_h, y, hidden, unit, row, m, k, p, PRECISION)
+            hidden = add_hidden_of_relations(weight_h, y, hidden, unit, row, m, k, p, PRECISION)
         at = table + r + m + unit
         scale, shift = tl.load(at, unit < k, 0.0), tl.load(at + rows, unit < k, 0.0)
         w = tl.load(weight_l + unit, unit < k, 0.0)

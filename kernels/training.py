@@ -1,7 +1,7 @@
 """A branch in training as one operator, and two of them, between which no map is stored.
 
 The second branch reads the map of the first and the attention values of that. The gradient of these
-values is made where the second makes that of its map. So four maps fewer are read or written.
+values is computed where the second computes that of its map. Four maps fewer are read or written.
 """
 
 from collections.abc import Sequence
@@ -136,7 +136,7 @@ def _backward(
     need_dV: bool, need_dweight: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """dV, the gradient of `gate`, and what else `training_bwd` returns. `dgate` is the gradient of
-    the branch's own attention values, where the branch behind it left that."""
+    the branch's own attention values, where the branch after it left that."""
     E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l = saved
     weight_h, weight_l = branch.weight_h, branch.weight_l
     sums = weight_l.new_empty(2, branch.rows)

@@ -1,4 +1,4 @@
-"""The operators behind the fused implementations: schemas and fake implementations.
+"""The operators of the fused implementations: schemas and fake implementations.
 
 Every fused implementation is a namespace `torch.ops.rga_fast_<impl>` with the operators below; its
 kernels are registered for its devices elsewhere (C++: csrc/). `autograd.py` calls them.

@@ -19,7 +19,7 @@ from rga_fast.fused.shapes import Saved
 def forward(
     plans: Sequence[Plan], V: Tensor, layers: Sequence[Layers]
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Any]:
-    """Of one branch: output, what to save, the statistics to track, and the count behind them."""
+    """Of one branch: output, what to save, the statistics to track, and their number of values."""
     (plan,), (own,) = plans, layers
     weights = own.matrices
     structure, stages = plan.structure, plan.structure.stages
