@@ -35,7 +35,7 @@ def _note() -> str:
     return ", ".join(f"{key} {value}" for key, value in _C.build_info().items())
 
 
-BACKEND = Backend(
+BACKEND: Backend = Backend(
     name="cpp",
     reason="fused C++ operators, the fastest on a CPU",
     device="cpu",

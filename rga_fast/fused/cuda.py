@@ -24,7 +24,7 @@ def missing() -> str | None:
     return None
 
 
-BACKEND = Backend(
+BACKEND: Backend = Backend(
     name="cuda",
     reason="fused CUDA C++ kernels",
     device="cuda",

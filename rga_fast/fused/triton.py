@@ -42,7 +42,7 @@ def _note() -> str:
     return release if torch.cuda.is_available() else f"{release}, no GPU is visible"
 
 
-BACKEND = Backend(
+BACKEND: Backend = Backend(
     name="triton",
     reason="fused Triton kernels",
     device="cpu" if INTERPRETED else "cuda",

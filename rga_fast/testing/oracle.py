@@ -57,10 +57,10 @@ def training_pair_bwd(namespace, dout, V, saved, weights, batch, *rest):
     kept, layers, flags = (ops.halves(values) for values in (saved, weights, batch))
     between = gate_fwd(V, kept[0][3], kept[0][7])  # the logit and how it is normalised
     maps = dout.transpose(1, 2), between.transpose(1, 2)
-    rest = [layers[1], flags[1], *structure, True, need_dweight[1]]
-    dW, *others = training_bwd(namespace, *maps, *kept[1], *rest)
-    rest = [layers[0], flags[0], *structure, need_dV, need_dweight[0]]
-    dV, *own = training_bwd(namespace, dW.transpose(1, 2), V, *kept[0], *rest)
+    of_second = (*kept[1], layers[1], flags[1], *structure, True, need_dweight[1])
+    dW, *others = training_bwd(namespace, *maps, *of_second)
+    of_first = (*kept[0], layers[0], flags[0], *structure, need_dV, need_dweight[0])
+    dV, *own = training_bwd(namespace, dW.transpose(1, 2), V, *of_first)
     return dV, [*own, *others]
 
 
