@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from rga_fast.reid.data.datasets import Split
-from rga_fast.reid.data.datasets.common import user_cache
+from rga_fast.reid.files import user_cache, write_file
 
 VERSION = 1  # rises whenever the same files give other pixels
 CHUNK = 512  # images that are in memory at once while the file is written
@@ -97,19 +97,18 @@ def _write(target: Path, shape: tuple[int, ...], decode: Decode) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < nbytes:
         raise _no_room(target, nbytes, f"only {_megabytes(free)} are free")
-    partial = target.with_suffix(".partial")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    try:
-        with partial.open("wb") as file:
+
+    def write_images(path: Path) -> None:
+        with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for first in range(0, count, CHUNK):
                 file.write(decode(range(first, min(first + CHUNK, count))).data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+
+    try:
+        write_file(target, write_images)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
             raise _no_room(target, nbytes, "the disk is full") from error
         raise
 

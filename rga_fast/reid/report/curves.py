@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rga_fast.reid.files import write_file
+
 PANELS = {
     "loss": "loss",
     "lr": "learning rate",
@@ -87,13 +89,7 @@ def draw_curves(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
             axis.set_ylim(0, 1.05 * most or 1)
     if len(curves) > 1:
         axes[0, 0].legend()
-    partial = target.with_suffix(".partial")
-    try:
-        figure.savefig(partial, format="png", dpi=80)
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_file(target, lambda path: figure.savefig(path, format="png", dpi=80))
 
 
 def curves_note(run: Path) -> str:

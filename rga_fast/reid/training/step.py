@@ -1,4 +1,4 @@
-"""A step of training, and all the state that it changes."""
+"""A training step, and all the state that it changes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 
 
 class StepResult(NamedTuple):
-    """Of the batch of all ranks: mean losses, and how many images were classified correctly.
-    `grad_norm` before clipping; None where nothing is clipped."""
+    """Mean losses over the batch of all ranks, and the number of images classified correctly.
+    `grad_norm` is that before clipping; None without clipping."""
 
     loss: float
     identity: float
@@ -34,9 +34,9 @@ class StepResult(NamedTuple):
 class PendingResult(NamedTuple):
     """The result of a step that a GPU may not have reached yet."""
 
-    values: Tensor  # on the CPU: the fields of `StepResult`, sums over the ranks but for the norm
+    values: Tensor  # on the CPU: the fields of `StepResult`, summed over the ranks except the norm
     world: int
-    arrived: torch.cuda.Event | None  # when `values` holds them; None: it does
+    arrived: torch.cuda.Event | None  # recorded after the copy to `values`; None: no copy pending
 
     def read(self) -> StepResult:
         """Waits until the step is done."""
@@ -118,9 +118,9 @@ class Training:
         """One step of the optimiser at learning rate `rate` on this rank's share of a batch:
         (B, 3, H, W), (B,). Nothing waits for a GPU here but torch's `SyncBatchNorm`."""
         set_learning_rate(self.optimizer, rate)
-        told = self.forward_backward(images, labels)
+        means = self.forward_backward(images, labels)
         norm = self.update()
-        values = self.ranks.sum(told)
+        values = self.ranks.sum(means)
         if norm is not None:
             values = torch.cat([values, norm[None]])
         values = values.to("cpu", non_blocking=True)  # from a GPU into pinned memory
@@ -134,7 +134,7 @@ class Training:
         images classified correctly."""
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.config.accumulate
-        told = []
+        means = []
         for part, (x, y) in enumerate(
             zip(images.chunk(parts), labels.chunk(parts), strict=True), start=1
         ):
@@ -146,12 +146,12 @@ class Training:
                     y,
                     margin=self.config.margin,
                     label_smoothing=self.config.label_smoothing,
-                    join=self.ranks.join if self.config.mine_across_ranks else None,
+                    gather=self.ranks.all_gather if self.config.mine_across_ranks else None,
                 )
                 self.scaler.scale(losses.total / parts).backward()
             correct = (output.logits.argmax(dim=1) == y).sum() * parts
-            told.append(torch.stack([*losses, correct]).detach())
-        return torch.stack(told).mean(dim=0)
+            means.append(torch.stack([*losses, correct]).detach())
+        return torch.stack(means).mean(dim=0)
 
     def update(self) -> Tensor | None:
         """Clips, steps, averages. The norm of the gradient before it was clipped, if it is."""

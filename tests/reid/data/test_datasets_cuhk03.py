@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rga_fast.reid.data.datasets import SplitCounts, load_cuhk03, open_dataset
-from rga_fast.reid.data.loader import read_image
+from rga_fast.reid.data.images import read_image
 
 h5py = pytest.importorskip("h5py")
 scipy_io = pytest.importorskip("scipy.io")

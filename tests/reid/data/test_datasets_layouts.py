@@ -90,10 +90,10 @@ def test_msmt17_val_is_optional(tmp_path):
     write_msmt(tmp_path)
     assert len(open_dataset(tmp_path).train) == 13
     (tmp_path / "list_val.txt").unlink()
-    data = open_dataset(tmp_path, val_trains=False)
+    data = open_dataset(tmp_path, train_on_val=False)
     assert len(data.train) == 9
     assert data.name == "msmt17-without-val"
-    with pytest.raises(FileNotFoundError, match=r"list_val\.txt: no such file.*val_trains"):
+    with pytest.raises(FileNotFoundError, match=r"list_val\.txt: no such file.*train_on_val"):
         open_dataset(tmp_path)
 
 
@@ -437,7 +437,7 @@ def test_report_of_unknown_sets_compares_nothing(tmp_path):
 
 
 def test_report_without_val_has_no_published_number_of_images(tmp_path):
-    found = dataset_report(open_dataset(write_msmt(tmp_path), val_trains=False))
+    found = dataset_report(open_dataset(write_msmt(tmp_path), train_on_val=False))
     assert "train: 3 identities, published are 1,041" in found.problems
     assert not any(problem.startswith("train: 9 images") for problem in found.problems)
     assert "query: 3 images, published are 11,659" in found.problems

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -127,15 +126,6 @@ def split_of(root: Path, records: Iterable[Record], dropped: int = 0) -> Split:
 
 def int64(values: Iterable[int]) -> np.ndarray:
     return np.fromiter(values, dtype=np.int64)
-
-
-def user_cache() -> Path:
-    """Where this user's programs keep what can be made again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "rga_fast"
 
 
 def existing_folder(path: str | os.PathLike[str]) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rga_fast.reid.data.datasets.common import user_cache
+from rga_fast.reid.files import user_cache
 
 RELEASE_FILE = "cuhk-03.mat"
 RELEASE_NAME = re.compile(r"(?P<pair>\d+)_(?P<person>\d+)_(?P<view>[12])_(?P<index>\d+)\.png")

@@ -21,12 +21,12 @@ MSMT17_VERSIONS = {
 MSMT17_LISTS = {name: f"list_{name}.txt" for name in ("train", "val", "query", "gallery")}
 
 
-def load_msmt17(path: str | os.PathLike[str], *, val_trains: bool = True) -> ReidData:
+def load_msmt17(path: str | os.PathLike[str], *, train_on_val: bool = True) -> ReidData:
     """Reads MSMT17, V1 or V2: two folders of images, and lists with a line `path identity` each.
 
     `path` holds `train` and `test` (V1) or `mask_train_v2` and `mask_test_v2` (V2), and the lists
     `list_{train,val,query,gallery}.txt`; or it holds `MSMT17_V1` or `MSMT17_V2` which does. The
-    camera is the third token of a name, `0000_000_01_0303morning_0008_0.jpg`. `val_trains`, the
+    camera is the third token of a name, `0000_000_01_0303morning_0008_0.jpg`. `train_on_val`, the
     default, adds the images of `list_val.txt` to those that train: 32,621, the published number.
     Without, the data set is named `msmt17-without-val`, else `msmt17`.
 
@@ -36,10 +36,10 @@ def load_msmt17(path: str | os.PathLike[str], *, val_trains: bool = True) -> Rei
     folder = existing_folder(path)
     root = msmt17_root(folder) or folder
     version, train, test = _version(root)
-    lists = ("train", "val") if val_trains else ("train",)
+    lists = ("train", "val") if train_on_val else ("train",)
     training = [record for name in lists for record in _read_list(root, name, train)]
     data = ReidData(
-        name="msmt17" if val_trains else "msmt17-without-val",
+        name="msmt17" if train_on_val else "msmt17-without-val",
         train=split_of(root, training),
         query=split_of(root, _read_list(root, "query", test)),
         gallery=split_of(root, _read_list(root, "gallery", test)),
@@ -86,7 +86,9 @@ def _read_list(root: Path, name: str, folder: str) -> list[Record]:
     source = root / MSMT17_LISTS[name]
     if not source.is_file():
         hint = (
-            "let val_trains be false" if name == "val" else "own images need train, query, gallery"
+            "let train_on_val be false"
+            if name == "val"
+            else "own images need train, query, gallery"
         )
         expected = ", ".join(MSMT17_LISTS.values())
         raise FileNotFoundError(f"{source}: no such file; MSMT17 has {expected} ({hint})")
