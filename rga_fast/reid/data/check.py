@@ -1,4 +1,4 @@
-"""What `rga-fast data` tells about a data set."""
+"""The report of `rga-fast data` on a data set."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SHOWN = 10  # damaged images that are named
 def check_dataset(
     path: str, *, boxes: str | None, train_on_val: bool, decode: bool, progress: Advance
 ) -> tuple[ReidData, bool]:
-    """Prints layout and counts of the data set at `path` beside the published ones, and what is
-    wrong, in sentences. Returns it, and whether it can be used and compared (no errors).
+    """Prints layout and counts of the data set at `path` with the published counts, and what is
+    wrong, in sentences. Returns the data set, and whether it can be used and compared (no errors).
 
-    `decode` opens every image, too. Raises what `open_dataset` raises.
+    `decode` opens every image, too. Errors as `open_dataset`.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

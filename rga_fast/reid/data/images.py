@@ -1,4 +1,4 @@
-"""From image files to pixels: decoding, and the caches in memory and on disk."""
+"""Images: decoding files, and the caches in memory and on disk."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.Deco
 def read_image(path: str | os.PathLike[str], size: Size) -> np.ndarray:
     """Decodes an image file and resizes it to `size` = (height, width): uint8 (H, W, 3), RGB.
 
-    The resize is Pillow's bilinear one with antialiasing, as published. Grey, palette and CMYK
-    images are converted, transparency is dropped, an EXIF orientation is applied.
-    FileNotFoundError or PermissionError as they come; ValueError names a damaged or
-    foreign file, or one with more than 8 bits per channel.
+    Resizes with Pillow's antialiased bilinear filter, as published. Grey, palette and CMYK images
+    are converted, transparency is dropped, an EXIF orientation is applied.
+    FileNotFoundError, PermissionError; ValueError names a file that is damaged, no image, or has
+    more than 8 bits per channel.
     """
     try:
         with Image.open(path) as image:
@@ -49,7 +49,7 @@ def read_image(path: str | os.PathLike[str], size: Size) -> np.ndarray:
 
 
 class CachedImages:
-    """Images that lie decoded in one uint8 array (N, H, W, 3), in memory or mapped from a file."""
+    """Decoded images in one uint8 array (N, H, W, 3), in memory or mapped from a file."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
@@ -60,7 +60,7 @@ class CachedImages:
         self.pixels = pixels
 
     def __reduce__(self) -> tuple:
-        """A mapped array travels to other processes by its path, not by its content."""
+        """A mapped array is pickled as its path, not its content."""
         if isinstance(self.pixels, np.memmap):
             return _reopened, (self.pixels.filename,)
         return CachedImages, (self.pixels,)
@@ -78,7 +78,7 @@ def _reopened(path: str) -> CachedImages:
 
 
 class ImageFiles:
-    """Images that are decoded whenever they are asked for."""
+    """Images that are decoded at each access."""
 
     def __init__(self, files: Sequence[Path], size: Size) -> None:
         self.files = files
@@ -105,9 +105,9 @@ def open_images(
 ) -> Images:
     """The images of `split` at `size` = (height, width).
 
-    `cache` "off": each is decoded when it is needed. "memory": all are decoded now, on all cores,
-    into N * H * W * 3 bytes, and `progress` is told how far this is. "disk": the same bytes lie in
-    a file in `folder` that processes share and later runs find (`map_pixels`). Errors as
+    `cache` "off": each is decoded at each access. "memory": all are decoded now, on all cores, into
+    N * H * W * 3 bytes; `progress` is called after each. "disk": the same bytes are stored in a
+    file in `folder` that processes share and later runs reuse (`map_pixels`). Errors as
     `read_image` and `map_pixels`.
     """
     validation.check_choice("open_images", "cache", cache, CACHES)
@@ -156,12 +156,12 @@ def decode_files(
             if progress is not None:
                 progress(done, len(files))
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error, don't decode the rest
+        pool.shutdown(cancel_futures=True)  # after an error, skip the rest
     return pixels
 
 
 def damaged_images(files: Sequence[Path], progress: Advance | None = None) -> list[str]:
-    """Decodes all `files`; a sentence for each that cannot be read, as `read_image` puts it."""
+    """Decodes all `files`. Returns the error of `read_image` for each that cannot be read."""
 
     def trouble(file: Path) -> str | None:
         try:

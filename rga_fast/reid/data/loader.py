@@ -1,4 +1,4 @@
-"""From images to batches for training and evaluation."""
+"""Batches for training and evaluation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rga_fast.reid.data.sampler import IdentitySampler
 class TrainBatches:
     """Iterates over an epoch of (images, labels): float32 (B, 3, H, W), int64 (B,), on `device`.
 
-    `set_epoch` chooses the epoch. What a step yields depends on (seed, epoch, step) and the
-    sampler, not on what was drawn before: a run resumed in the middle of an epoch sees the same
-    images. With `workers`, that many processes read batches ahead; images in memory need none.
-    `positions` are the places of a batch that are wanted, all by default; see `rank_positions`.
-    `waited` counts the seconds of the epoch that the caller spent waiting for its batches.
+    `set_epoch` chooses the epoch. A step depends on (seed, epoch, step) and the sampler only: a run
+    resumed in the middle of an epoch sees the same images. `workers` processes prefetch batches;
+    images in memory need none. `positions` selects the rows of each batch for this rank, all by
+    default; see `rank_positions`. `waited` is the time in seconds that the caller has waited for
+    batches in this epoch.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class TrainBatches:
         self._loader = _read_ahead(images, self._steps, self.device, workers)
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Chooses the epoch and the step, both from 0, with which the next iteration starts."""
+        """Chooses the epoch and the first step, both from 0, of the next iteration."""
         self.sampler.set_epoch(epoch)
         self._steps.first = first_step
         self.waited = 0.0
 
     def __len__(self) -> int:
-        """Steps in a whole epoch."""
+        """Steps in a complete epoch."""
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -74,7 +74,7 @@ class TrainBatches:
             asked = time.perf_counter()
 
     def _draws(self, pixels: Tensor, epoch: int, step: int) -> Draws:
-        """For the whole batch, whichever of it is here: the share of a rank looks the same."""
+        """Draws for the global batch, then selects this rank's rows: ranks change no draw."""
         size = (pixels.shape[1], pixels.shape[2])
         draws = self.augmentation.draw(self._count, size, self._generator(epoch, step))
         return Draws(*(choice[self._positions] for choice in draws))
@@ -85,10 +85,10 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Iterates over all images in order: (images, indices), the last batch perhaps smaller.
+    """Iterates over all images in order: (images, indices). The last batch may be smaller.
 
     The images are float32 (B, 3, H, W) on `device`, normalised only; the indices int64 (B,) on the
-    CPU. `workers` as in TrainBatches. `share` = (i, n): every n-th batch from the i-th on.
+    CPU. `workers` as in TrainBatches. `share` = (i, n): every n-th batch, starting with the i-th.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class EvalBatches:
 
 
 class _StepsFrom:
-    """The sampler's batches from step `first` on, of each the images at `positions`."""
+    """The sampler's batches from step `first`, reduced to `positions`."""
 
     def __init__(self, sampler: IdentitySampler, positions: np.ndarray) -> None:
         self.sampler = sampler
@@ -133,7 +133,7 @@ class _StepsFrom:
 
 
 class _IndexedImages(Dataset):
-    """Yields (indices, pixels), or the error: DataLoader would bury its text in a traceback."""
+    """Returns (indices, pixels), or the error: DataLoader would wrap it in a traceback."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -156,13 +156,13 @@ def _read_ahead(
         persistent_workers=workers > 0,
         worker_init_fn=_own_session,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # or each epoch would draw from the global one
+        generator=torch.Generator(),  # else each epoch draws from the global one
     )
 
 
 def _own_session(worker: int) -> None:
-    """torchrun and terminals signal whole groups of processes; a worker that died of a SIGTERM
-    would keep the run from saving. Workers end by themselves when their parent is gone."""
+    """torchrun and terminals signal the whole process group, and a worker killed by SIGTERM would
+    keep the run from saving. Workers exit when their parent has gone."""
     if hasattr(os, "setsid"):
         os.setsid()
 
@@ -173,6 +173,6 @@ def _batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor,
             try:
                 raise batch
             finally:
-                del batch  # else error and frame keep each other, and workers end 10 s late
+                del batch  # else error and frame reference each other, and workers exit 10 s late
         indices, pixels = batch
         yield indices, pixels.to(device, non_blocking=True)

@@ -10,8 +10,8 @@ from rga_fast.reid.network.resnet import Backbone
 
 
 class ReidOutput(NamedTuple):
-    """(B, D), (B, D), (B, num_classes). Both features serve retrieval; the triplet loss takes the
-    one before the neck, the classifier the one after it."""
+    """(B, D), (B, D), (B, num_classes). Both features can be used for retrieval; the triplet loss
+    takes the one before the neck, the classifier the one after it."""
 
     before_neck: Tensor
     after_neck: Tensor
@@ -22,16 +22,16 @@ class ReidNet(nn.Module):
     """ResNet, attention, global average pooling, `BatchNorm1d` with a frozen bias, classifier.
 
     (B, 3, H, W) -> `ReidOutput`. The `state_dict` has the keys of the published RGA network, with
-    torchvision's names in `backbone`: its ImageNet weights load, see `load_pretrained`.
+    torchvision's names in `backbone`, so that ImageNet weights load (`load_pretrained`).
 
     Args:
         arch: one of `resnet.ARCHITECTURES`.
         num_classes: identities of the training set.
         size: (H, W) of the images, in pixels.
-        stages: after which of the stages 1 to 4 attention follows.
+        stages: the stages, of 1 to 4, that attention follows.
         attention: its name, see `make_attention`; "none" for the baseline.
-        width: channels of the stem; 64 for the ResNets by their names.
-        last_stride: stride of stage 4: 1 for re-identification, 2 for the original ResNet.
+        width: channels of the stem; 64 in the published ResNets.
+        last_stride: stride of stage 4: 1 for re-identification, 2 in the original ResNet.
         options: of the attention, such as `impl` and `spatial_ratio` of `RGA`.
 
     Raises:

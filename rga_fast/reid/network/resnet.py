@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 
 class Backbone(nn.Module):
-    """A ResNet (He et al., 2016) without its head. Stride in the 3x3 convolution, as torchvision's.
+    """A ResNet (He et al., 2016) without its head.
 
-    (B, 3, *size) -> (B, channels, H', W'). Convolutions start from Kaiming's normal distribution.
+    (B, 3, *size) -> (B, channels, H', W'). The 3x3 convolution has the stride, as in torchvision.
+    Convolutions have Kaiming's normal initialisation.
     `attention` makes the module after each of `stages` from channels and size of the maps there.
     """
 
@@ -129,7 +130,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 def _strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """The size behind a convolution or pooling with kernel 2 * padding + 1, as all here are."""
+    """The size after a convolution or pooling with kernel = 2 * padding + 1, as all here are."""
     return ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1)
 
 

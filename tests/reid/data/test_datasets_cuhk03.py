@@ -244,10 +244,12 @@ def test_web_page_instead_of_the_protocol(tmp_path):
     extract(tmp_path / "images_labeled")
     path = tmp_path / "cuhk03_new_protocol_config_labeled.mat"
     path.write_text("<!DOCTYPE html>\n<html>" + " " * 300)
-    with pytest.raises(ValueError, match=r"expected a whole MATLAB 5 file.*DOCTYPE html.*web page"):
+    with pytest.raises(
+        ValueError, match=r"expected a complete MATLAB 5 file.*DOCTYPE html.*web page"
+    ):
         open_dataset(tmp_path)
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match="expected a whole MATLAB 5 file"):
+    with pytest.raises(ValueError, match="expected a complete MATLAB 5 file"):
         open_dataset(tmp_path)
 
 

@@ -355,7 +355,9 @@ def test_a_stray_csv_does_not_hide_the_folders(tmp_path):
 
 def test_somebody_who_trains_and_tests_is_reported(tmp_path):
     rows = [*ROWS, "images/2.jpg,Bob,Eingang,gallery"]
-    with pytest.warns(UserWarning, match="1 identities both train and test, the first is Bob"):
+    with pytest.warns(
+        UserWarning, match="1 identities are in training and test images, the first is Bob"
+    ):
         open_dataset(write_csv(tmp_path, rows))
 
 
