@@ -208,8 +208,8 @@ def _train_options(verb: argparse.ArgumentParser) -> None:
     )
     verb.set_defaults(names=tuple(fields))
     verb.formatter_class = argparse.RawDescriptionHelpFormatter
-    lines = [f"  {field.name:<20} {field.help}" for field in fields_of(Config).values()]
-    verb.epilog = "\n".join(["fields:", *lines, "--dry-run prints the value of each."])
+    lines = [f"  {field.name:<20} {field.describe()}" for field in fields_of(Config).values()]
+    verb.epilog = "\n".join(["fields:", *lines, "", "--dry-run prints the value of each."])
 
 
 def _evaluate_options(verb: argparse.ArgumentParser) -> None:

@@ -18,6 +18,8 @@ import yaml
 
 from rga_fast import validation
 
+MOST_LISTED = 8  # choices in the description of a field
+
 
 class Range(NamedTuple):
     """A condition on a value, and its name in "must be {words}"."""
@@ -26,7 +28,7 @@ class Range(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-POSITIVE_INTEGER = Range("a positive integer", lambda value: isinstance(value, int) and value > 0)
+POSITIVE_INTEGER = Range("a positive integer", lambda value: type(value) is int and value > 0)
 POSITIVE = Range("positive", lambda value: value > 0)
 NOT_NEGATIVE = Range("at least 0", lambda value: value >= 0)
 PROBABILITY = Range("a probability between 0 and 1", lambda value: 0 <= value <= 1)
@@ -87,6 +89,11 @@ class Field(NamedTuple):
             raise ValueError(
                 f"config: {self.name}: expected a value in YAML, got {text!r}"
             ) from None
+
+    def describe(self) -> str:
+        """Its meaning, with the choices if they are few."""
+        few = self.choices is not None and len(self.choices) <= MOST_LISTED
+        return f"{self.help} ({', '.join(self.choices or ())})" if few else self.help
 
     def add_option(self, parser: argparse._ActionsContainer) -> None:
         """Adds `--field-name` to a parser. Without the option the attribute is None."""

@@ -140,7 +140,7 @@ def test_extracted_once_and_moved(release, capsys, tmp_path, monkeypatch):
     capsys.readouterr()
     (release / "cuhk03_release" / "cuhk-03.mat").unlink()
     release.rename(tmp_path / "moved")
-    monkeypatch.setitem(sys.modules, "h5py", None)  # an extracted folder takes scipy only
+    monkeypatch.setitem(sys.modules, "h5py", None)  # an extracted folder needs scipy only
     after = open_dataset(tmp_path / "moved")
     assert capsys.readouterr().err == ""
     assert after.train.paths == before.train.paths
@@ -314,10 +314,10 @@ def test_release_that_is_no_hdf5_file(release):
 def test_missing_libraries_name_the_extra(release, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "h5py", None)
-        with pytest.raises(ImportError, match=r"takes h5py.*pip install 'rga-fast\[cuhk03\]'"):
+        with pytest.raises(ImportError, match=r"needs h5py.*pip install 'rga-fast\[cuhk03\]'"):
             open_dataset(release)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(ImportError, match=r"takes scipy.*pip install 'rga-fast\[cuhk03\]'"):
+    with pytest.raises(ImportError, match=r"needs scipy.*pip install 'rga-fast\[cuhk03\]'"):
         open_dataset(release)
 
 
