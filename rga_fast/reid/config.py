@@ -92,9 +92,15 @@ class Config:
     stages: tuple[int, ...] = declare(
         (1, 2, 3, 4), "attention follows these stages", option=True, metavar="1,2,3,4"
     )
-    spatial_ratio: int = declare(8, "of RGA's embeddings of positions", range=POSITIVE_INTEGER)
-    channel_ratio: int = declare(8, "of RGA's embeddings of channels", range=POSITIVE_INTEGER)
-    down_ratio: int = declare(8, "of RGA's perceptrons", range=POSITIVE_INTEGER)
+    spatial_ratio: int = declare(
+        8, "RGA: reduction of positions where they are embedded", range=POSITIVE_INTEGER
+    )
+    channel_ratio: int = declare(
+        8, "RGA: reduction of channels where they are embedded", range=POSITIVE_INTEGER
+    )
+    down_ratio: int = declare(
+        8, "RGA: reduction in the hidden layer of the perceptrons", range=POSITIVE_INTEGER
+    )
     impl: str = declare(
         "reference",
         "implementation of RGA",
