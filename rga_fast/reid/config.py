@@ -87,7 +87,11 @@ class Config:
         None, "ImageNet weights of the backbone", option=True, metavar="FILE"
     )
     attention: str = declare(
-        "rga-sc", "attention by name; none: the baseline", choices=attention.NAMES
+        "rga-sc",
+        "rga-sc, rga-s, ..., none (the baseline): a system by name",
+        choices=attention.NAMES,
+        option=True,
+        metavar="NAME",
     )
     stages: tuple[int, ...] = declare(
         (1, 2, 3, 4), "attention follows these stages", option=True, metavar="1,2,3,4"

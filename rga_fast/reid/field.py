@@ -100,7 +100,7 @@ class Field(NamedTuple):
         settings: dict[str, Any] = {"help": self.help, "default": None}
         if bool in self.kinds:
             settings["action"] = "store_true"
-        elif self.choices is not None:
+        elif self.choices is not None and self.metavar is None:
             settings["choices"] = self.choices
         else:
             settings["metavar"] = self.metavar
@@ -127,8 +127,9 @@ def declare(
     Args:
         help: its meaning, in `--help` too.
         choices, range: the values that are allowed, besides None where the type has it.
-        option: the command line has an option `--field-name`, `metavar` in its help. Other fields
-            are set as `field=value`.
+        option: the command line has an option `--field-name`. Other fields are set as
+            `field=value`.
+        metavar: the value in the help of the option; with many choices, instead of all of them.
         may_differ: a run may be continued with another value.
     """
     facts = {

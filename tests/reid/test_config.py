@@ -107,7 +107,7 @@ def test_options_are_generated(capsys):
         *("--stages 1,2,3,4", "--pretrained FILE", "--amp {off,bf16,fp16}", "--channels-last"),
         *("--compile", "--cuda-graph", "--sync-bn", "--tensorboard", "--profile", "--dry-run"),
         *("--accumulate N", "--clip-norm X", "--ema DECAY", "--freeze-epochs N", "--resume PATH"),
-        "--impl {auto,reference,torch",
+        *("--impl {auto,reference,torch", "--attention NAME"),
     ):
         assert option in text
     for name, field in fields_of(Config).items():
@@ -119,6 +119,7 @@ def test_options_are_generated(capsys):
     ("arguments", "expected"),
     [
         (["--stages", "1,3", "--sync-bn"], {"stages": [1, 3], "sync_bn": True}),
+        (["--attention", "rga-cs"], {"attention": "rga-cs"}),
         (["--ema", "0.5", "--fused", "--data", "a", "--data", "b"], {"ema": 0.5, "impl": "auto"}),
         (["epochs=3", "--epochs", "4", "--amp", "bf16"], {"epochs": 4, "amp": "bf16"}),
     ],

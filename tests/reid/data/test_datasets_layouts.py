@@ -392,7 +392,7 @@ def test_join_of_one_of_none_and_twice(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="at least one data set"):
         join_training([])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="MSMT17_V1 is there twice"):
+    with pytest.raises(ValueError, match="MSMT17_V1 is given twice"):
         join_training([msmt, open_dataset("MSMT17_V1")])
 
 

@@ -41,7 +41,7 @@ def _refuse_twice(trains: list[Split]) -> None:
     for split in trains:
         first = os.path.abspath(split.file(0))
         if first in seen:
-            raise ValueError(f"join_training: {split.root} is there twice (image {first})")
+            raise ValueError(f"join_training: {split.root} is given twice (image {first})")
         seen.add(first)
 
 
