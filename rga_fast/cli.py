@@ -139,6 +139,8 @@ def synth(options: argparse.Namespace) -> None:
 def info(options: argparse.Namespace) -> None:
     import torch
 
+    from rga_fast.reid.network import attention
+
     print(f"rga_fast {rga_fast.__version__}, torch {torch.__version__}")
     print(f"threads: {torch.get_num_threads()}")
     devices = [torch.device("cpu")]
@@ -154,6 +156,9 @@ def info(options: argparse.Namespace) -> None:
             x = torch.empty(1, 256, 64, 32, device=device, dtype=dtype)
             impl, reason = dispatch.choose("auto", x)
             print(f"  {device!s:<8} {str(dtype).removeprefix('torch.'):<9} {impl} ({reason})")
+    print('attention of the re-id network (train --attention NAME; "none" is the baseline):')
+    for family, names in attention.listed():
+        print(f"  {family:<10} {names}")
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -88,7 +88,7 @@ class Config:
     )
     attention: str = declare(
         "rga-sc",
-        "rga-sc, rga-s, ..., none (the baseline): a system by name",
+        "rga-sc, cbam-cs, ..., none (the baseline): `rga-fast info` lists them",
         choices=attention.NAMES,
         option=True,
         metavar="NAME",

@@ -6,11 +6,10 @@ from itertools import product
 
 import pytest
 import torch
-from test_cuda import in_float64
-from test_ops import KINDS, ORDERS, Case
+from operators import ROUNDED, check_rounding
 
 import rga_fast
-from rga_fast.fused import cuda, ops
+from rga_fast.fused import cuda
 from rga_fast.testing import STAGES, check_results, leave_the_kinks, make_map, make_rga, run
 
 pytestmark = [
@@ -20,25 +19,10 @@ pytestmark = [
 SMALL = (2, 64, 16, 8)
 
 
-def moved(value):
-    return value.cuda() if isinstance(value, torch.Tensor) else value
-
-
-@pytest.mark.parametrize("name", [name for name in ops.SCHEMAS if name != "attention"])
+@pytest.mark.parametrize("name", ROUNDED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_operators(name, dtype):
-    for kind, size, order in product(KINDS, [(3, 16, 12), (2, 66, 130), (2, 72, 136)], ORDERS):
-        case = Case(kind, size, order, dtype=dtype)
-        plain, arguments = case.call("plain", name), case.arguments[name]
-        case.arguments[name] = tuple(in_float64(value) for value in arguments)
-        exact = case.call("plain", name)
-        case.arguments[name] = tuple(moved(value) for value in arguments)
-        for actual, baseline, oracle in zip(case.call("cuda", name), plain, exact, strict=True):
-            assert (actual.dtype, actual.shape) == (baseline.dtype, baseline.shape)
-            if oracle.numel() == 0:
-                continue
-            error, allowed = ((x.double() - oracle).abs().max() for x in (actual.cpu(), baseline))
-            assert error <= 2 * allowed + 16 * torch.finfo(dtype).eps * oracle.abs().max()
+    check_rounding("cuda", name, dtype)
 
 
 def draws(shape, dtype, training, count):

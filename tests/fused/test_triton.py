@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_fused import assert_close, draws
+from parity import assert_close, check_budget, draws
 
 import rga_fast
 from rga_fast.fused import ops, triton
@@ -56,7 +56,7 @@ SHAPE = (3, 24, 5, 7)  # odd sizes: no block divides them
     ids=str,
 )
 def test_training_stays_in_the_budget(variant, ablation, dtype):
-    check_results(list(draws(variant, ablation, dtype, True, shape=SHAPE, impl="triton")))
+    check_budget("triton", variant, ablation, dtype, shape=SHAPE)
 
 
 @interpreted
@@ -64,7 +64,7 @@ def test_training_stays_in_the_budget(variant, ablation, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_relations_made_again_stay_in_the_budget(dtype):
     """Of more rows than theta and phi have: they are never stored."""
-    check_results(list(draws("s", "full", dtype, True, shape=(2, 16, 12, 12), impl="triton")))
+    check_budget("triton", "s", "full", dtype, shape=(2, 16, 12, 12))
 
 
 @interpreted
@@ -72,8 +72,7 @@ def test_relations_made_again_stay_in_the_budget(dtype):
 def test_the_cuts_stay_in_the_budget(monkeypatch):
     """A process group takes the operators of the cuts, not those of a whole branch."""
     monkeypatch.setitem(ops._DEFINED, "rga_fast_triton", frozenset(ops.SCHEMAS))
-    results = draws("sc", "full", torch.float32, True, shape=(2, 8, 6, 5), impl="triton")
-    check_results(list(results))
+    check_budget("triton", "sc", "full", torch.float32, shape=(2, 8, 6, 5))
 
 
 @interpreted
@@ -121,8 +120,11 @@ def test_evaluation_stays_in_the_budget(variant, ablation, dtype):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_autocast(training):
     """A float32 map under autocast, as behind a layer that returns float32."""
-    results = draws("s", "full", torch.float32, training, torch.bfloat16, SHAPE, "triton", count=1)
-    check_results(list(results), product_dtype=torch.bfloat16)
+    low = torch.bfloat16
+    results = draws(
+        "triton", "s", "full", torch.float32, training, autocast=low, shape=SHAPE, count=1
+    )
+    check_results(list(results), product_dtype=low)
 
 
 @interpreted

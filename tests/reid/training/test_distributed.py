@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import run_ranks
-from test_train import SMALL, market, rows, run  # noqa: F401
+from small_runs import SMALL, rows, run
 from torch import nn
 from torch.testing import assert_close
 
@@ -149,14 +149,14 @@ def command(data: Path, out: Path, *arguments: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def together(market, tmp_path_factory):  # noqa: F811
+def together(market, tmp_path_factory):
     """A run on two ranks, each with its own batch statistics."""
     out = tmp_path_factory.mktemp("runs") / "together"
     assert run_ranks(run, *command(market, out, *STATEFUL)) == [0, 0]
     return out
 
 
-def test_a_run_on_two_ranks(together, market, tmp_path):  # noqa: F811
+def test_a_run_on_two_ranks(together, market, tmp_path):
     """The rows of a run, and before training exactly the numbers of a single process."""
     assert [row["step"] for row in rows(together)] == [1, 2, 3, 4, 5, 6]
     assert (together / "summary.json").exists()
@@ -165,7 +165,7 @@ def test_a_run_on_two_ranks(together, market, tmp_path):  # noqa: F811
     assert rows(together, "before_neck")[0] == before
 
 
-def test_sigterm_of_torchrun_and_resume(together, market, tmp_path):  # noqa: F811
+def test_sigterm_of_torchrun_and_resume(together, market, tmp_path):
     out = tmp_path / "stopped"
     arguments = command(market, out, *STATEFUL)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -210,7 +210,7 @@ def run_until(end: Callable[[], None], *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(("end", "code"), [(fall_ill, 1), (die, -signal.SIGKILL)])
-def test_a_rank_that_dies_ends_the_others(end, code, market, tmp_path, capfd):  # noqa: F811
+def test_a_rank_that_dies_ends_the_others(end, code, market, tmp_path, capfd):
     """Within a minute, or `run_ranks` raises; without torchrun, which would end them, too."""
     codes = run_ranks(run_until, end, *command(market, tmp_path / "out"))
     assert codes == [1, code]
