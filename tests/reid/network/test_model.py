@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rga_fast.reid.network.pretrained import load_pretrained
-from rga_fast.reid.network.reidnet import ARCHITECTURES, ReidNet
+from rga_fast.reid.network.reidnet import ReidNet
+from rga_fast.reid.network.resnet import ARCHITECTURES
 
 
 def small(**options) -> ReidNet:

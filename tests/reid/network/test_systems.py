@@ -15,7 +15,7 @@ from rga_fast import cli
 from rga_fast.reid.checkpoint import make_network
 from rga_fast.reid.config import RECIPES
 from rga_fast.reid.data.datasets import open_dataset
-from rga_fast.reid.data.loader import read_image
+from rga_fast.reid.data.images import read_image
 from rga_fast.reid.network.attention import FAMILIES, NAMES, SYSTEMS, TABLE_3, make_attention, rga
 from rga_fast.reid.network.reidnet import ReidNet
 from rga_fast.reid.synth import write_dataset
@@ -294,5 +294,6 @@ def test_the_command_line_lists_and_takes_them(capsys):
     for family, systems in FAMILIES.items():
         (line,) = [line for line in lines if line.startswith(f"  {family} ")]
         assert all(name in line for name in systems if name in BRIEF)
-    parsed = cli._parser().parse_args(["train", "--attention", "cbam-cs"])
+    arguments = ["train", "--attention", "cbam-cs"]
+    parsed = cli._parser(arguments).parse_args(arguments)
     assert parsed.attention == "cbam-cs"

@@ -56,7 +56,7 @@ def test_data_of_several_sets(market, copy, capsys):
     assert run("data", market, copy) == 0
     assert "market-like + market-like" in capsys.readouterr().out
     assert run("data", market, market) == 1
-    assert "is there twice" in capsys.readouterr().err
+    assert "is given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["nowhere", "empty", "file"])

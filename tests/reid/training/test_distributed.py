@@ -22,7 +22,8 @@ from torch.testing import assert_close
 from rga_fast.reid.checkpoint import load_checkpoint, make_network
 from rga_fast.reid.config import RECIPES, Config
 from rga_fast.reid.data.augment import Augmentation
-from rga_fast.reid.data.loader import CachedImages, TrainBatches
+from rga_fast.reid.data.images import CachedImages
+from rga_fast.reid.data.loader import TrainBatches
 from rga_fast.reid.data.sampler import IdentitySampler, rank_positions
 from rga_fast.reid.distributed import Ranks, joined
 from rga_fast.reid.training.step import StepResult, Training
@@ -113,7 +114,7 @@ def collectives() -> None:
         assert not ranks.any(False)
         assert ranks.from_main(lambda: ranks.rank) == 0
         values = torch.tensor([float(ranks.rank + 1)], requires_grad=True)
-        joint = ranks.join(values)
+        joint = ranks.all_gather(values)
         assert joint.tolist() == [1, 2]
         (joint.square().sum() / 2).backward()  # over the mean of two ranks: d(1 + 4) / 2 * 2
         assert values.grad.item() == 2 * (ranks.rank + 1)
@@ -133,7 +134,7 @@ def test_alone_nothing_is_sent():
     with joined(CPU) as ranks:
         assert ranks == Ranks(0, 1)
         values = torch.ones(2, requires_grad=True)
-        assert ranks.join(values) is values
+        assert ranks.all_gather(values) is values
         assert ranks.sum(values) is values
         assert ranks.any(True)
         assert ranks.from_main(lambda: 3) == 3

@@ -49,7 +49,7 @@ def test_a_run_that_is_watched(market, tmp_path, capsys):
 
 def test_a_continued_run_withdraws_later_steps(tmp_path):
     for begun in (0, 2):
-        with Monitor(tmp_path, tensorboard=True).behind(begun) as monitor:
+        with Monitor(tmp_path, tensorboard=True).resume_after(begun) as monitor:
             for step in range(begun + 1, 5):
                 monitor.row({"step": step, "loss": float(begun)})
     values = [(event.step, event.value) for event in scalars(tmp_path).Scalars("train/loss")]

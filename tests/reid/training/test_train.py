@@ -81,7 +81,7 @@ def test_resume_equals_a_run_never_interrupted(trained, market, tmp_path, monkey
     def die(*_):
         raise Killed
 
-    monkeypatch.setattr(training_run, "READ_BEHIND", {"cpu": 2})
+    monkeypatch.setattr(training_run, "READBACK_LAG", {"cpu": 2})
     with monkeypatch.context() as patch:
         patch.setattr(training_run, "evaluate", die)
         with pytest.raises(Killed):
