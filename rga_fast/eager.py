@@ -17,6 +17,11 @@ from rga_fast.reference import Branch, gate, nodes
 
 def attention(x: Tensor, branch: Branch) -> Tensor:
     """One branch: (B, C, H, W) -> the same, each node scaled by its attention value."""
+    return gate(x, logit(x, branch), branch.view)
+
+
+def logit(x: Tensor, branch: Branch) -> Tensor:
+    """The logits (B, 1, n) of the attention values of a map (B, C, H, W)."""
     V = nodes(x, branch.view)  # (B, d, n)
     theta, phi, psi = _embed(V, branch)
     y = []
@@ -27,8 +32,8 @@ def attention(x: Tensor, branch: Branch) -> Tensor:
         y.append(_normalise(branch.relation, z))
     Y = torch.cat(y, dim=1)  # (B, 1 + m, n)
     hidden = _normalise(branch.perceptron, _times(_matrix(branch.perceptron[0]), Y))
-    logit = _times(_matrix(branch.perceptron[3]), hidden)  # (B, 1, n)
-    return gate(x, branch.perceptron[4](logit.unsqueeze(-1)).squeeze(-1), branch.view)
+    row = _times(_matrix(branch.perceptron[3]), hidden)  # (B, 1, n)
+    return branch.perceptron[4](row.unsqueeze(-1)).squeeze(-1)
 
 
 def _embed(V: Tensor, branch: Branch) -> tuple[Tensor, Tensor, Tensor]:

@@ -65,6 +65,20 @@ def attention(x: Tensor, branch: Branch, impl: str = "auto") -> Tensor:
     return _run(x, branch, dispatch.choose(impl, x, branch).impl)
 
 
+def attention_values(x: Tensor, branch: Branch) -> Tensor:
+    """What `attention` multiplies the map by: in (0, 1).
+
+    Args:
+        x, branch: as for `attention`.
+
+    Returns:
+        (B, 1, H, W) for a spatial branch, (B, C, 1, 1) for a channel branch.
+    """
+    exact = dispatch.choose("auto", x, branch).impl != "reference"
+    logit = (eager if exact else reference).logit(x, branch)
+    return reference.spread(torch.sigmoid(logit), x, branch.view)
+
+
 def in_turn(x: Tensor, branches: Sequence[Branch], impl: str) -> Tensor:
     """`attention` by one branch after the other."""
     chosen = [dispatch.choose(impl, x, branch).impl for branch in branches]

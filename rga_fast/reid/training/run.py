@@ -38,6 +38,7 @@ from rga_fast.reid.retrieval.features import (
     score,
 )
 from rga_fast.reid.retrieval.tables import metrics_table, skipped_note
+from rga_fast.reid.training.gates import gate_statistics, probe_images
 from rga_fast.reid.training.monitor import Monitor
 from rga_fast.reid.training.record import EpochRecord, MetricsLog, Scores
 from rga_fast.reid.training.schedule import cosine_rate, step_rate
@@ -145,6 +146,7 @@ def _train(
             state = Checkpoint(config, num_classes, epoch, step, **training.state())
             save_checkpoint(out / "checkpoints", state)
 
+    probe = probe_images(evaluation.query, device)
     steps = len(batches)
     log_path = out / "metrics.jsonl" if ranks.main else None
     begun = first_epoch * steps + first_step
@@ -175,6 +177,8 @@ def _train(
                 ranks.wait()  # or torchrun might end rank 0 while it is still writing
                 raise Terminated(f"stopped by SIGTERM; --resume auto --out {out} continues")
             done = epoch + 1
+            if ranks.main and (gates := gate_statistics(training.model, probe)):
+                log.write(step=done * steps, epoch=done, **gates)
             if done == config.epochs or done % config.checkpoint_every == 0:
                 save(done)
             if due(done):
