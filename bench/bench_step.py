@@ -59,8 +59,10 @@ class Setup(NamedTuple):
 
 def make_model(args: argparse.Namespace, impl: str) -> ReidNet:
     torch.manual_seed(0)
-    variant, impl = (None, "auto") if impl == NONE else (args.variant, impl)
-    model = ReidNet(args.arch, NUM_CLASSES, args.size, variant=variant, impl=impl)
+    options = {"attention": "none"}
+    if impl != NONE:
+        options = {"attention": f"rga-{args.variant}", "impl": impl}
+    model = ReidNet(args.arch, NUM_CLASSES, args.size, **options)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     return model.to(device=args.device, memory_format=layout)
 

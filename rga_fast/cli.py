@@ -148,6 +148,8 @@ def synth(options: argparse.Namespace) -> None:
 def info(options: argparse.Namespace) -> None:
     import torch
 
+    from rga_fast.reid.network import attention
+
     print(f"rga_fast {rga_fast.__version__}, torch {torch.__version__}")
     print(f"threads: {torch.get_num_threads()}")
     devices = [torch.device("cpu")]
@@ -163,12 +165,15 @@ def info(options: argparse.Namespace) -> None:
             x = torch.empty(1, 256, 64, 32, device=device, dtype=dtype)
             impl, reason = dispatch.choose("auto", x)
             print(f"  {device!s:<8} {str(dtype).removeprefix('torch.'):<9} {impl} ({reason})")
+    print('attention of the re-id network (train --attention NAME; "none" is the baseline):')
+    for family, names in attention.listed():
+        print(f"  {family:<10} {names}")
 
 
 # Options of `train` that are fields of the configuration.
 _FIELD_OPTIONS = (
-    *("data", "epochs", "seed", "pretrained", "impl", "amp", "channels_last", "compile"),
-    *("cuda_graph", "sync_bn", "accumulate", "clip_norm", "ema", "freeze_epochs"),
+    *("data", "epochs", "seed", "attention", "pretrained", "impl", "amp", "channels_last"),
+    *("compile", "cuda_graph", "sync_bn", "accumulate", "clip_norm", "ema", "freeze_epochs"),
     *("tensorboard", "profile"),
 )
 
@@ -197,6 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--epochs", type=int, metavar="N")
     verb.add_argument("--seed", type=int, metavar="S")
+    verb.add_argument(
+        "--attention", metavar="NAME", help="rga-sc, cbam-cs, ..., none: `rga-fast info` lists them"
+    )
     verb.add_argument("--stages", metavar="1,2,3,4", help="attention follows these stages")
     verb.add_argument("--pretrained", metavar="FILE", help="ImageNet weights of the backbone")
     verb.add_argument("--amp", choices=("off", "bf16", "fp16"), help="mixed precision")

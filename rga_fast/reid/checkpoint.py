@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rga_fast.reid.config import Config
+from rga_fast.reid.network.attention import rga
 from rga_fast.reid.network.reidnet import ReidNet
 
 FORMAT = "rga_fast checkpoint 1"
@@ -110,21 +111,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def make_network(config: Config, num_classes: int) -> ReidNet:
     """The network that a configuration describes, freshly initialised."""
+    options: dict[str, Any] = {}
+    if config.attention in rga.SYSTEMS:  # the others are as published
+        names = ("impl", "spatial_ratio", "channel_ratio", "down_ratio")
+        options = {name: getattr(config, name) for name in names}
     return ReidNet(
         config.arch,
         num_classes,
         config.size,
         stages=config.stages,
-        variant=config.variant,
+        attention=config.attention,
         width=config.base_width,
         last_stride=config.last_stride,
-        impl=config.impl,
-        spatial_ratio=config.spatial_ratio,
-        channel_ratio=config.channel_ratio,
-        down_ratio=config.down_ratio,
-        relations=config.relations,
-        appearance=config.appearance,
-        embedding=config.embedding,
+        **options,
     )
 
 

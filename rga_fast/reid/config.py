@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from rga_fast import dispatch, validation
-from rga_fast.modules import EMBEDDINGS, VARIANTS
 from rga_fast.reid.data.datasets.cuhk03 import BOXES
 from rga_fast.reid.data.loader import CACHES
+from rga_fast.reid.network import attention
+from rga_fast.reid.network.attention import rga
 from rga_fast.reid.network.reidnet import ARCHITECTURES
 
 SCHEDULES = ("step", "cosine")
@@ -46,14 +47,11 @@ class Config:
     base_width: int = 64  # channels of the stem
     last_stride: int = 1
     pretrained: str | None = None  # ImageNet weights of the backbone
-    variant: str | None = "sc"  # None: without attention
+    attention: str = "rga-sc"  # a system by name, `rga-fast info` lists them; "none": the baseline
     stages: tuple[int, ...] = (1, 2, 3, 4)  # attention follows these
-    spatial_ratio: int = 8
+    spatial_ratio: int = 8  # of RGA, as the next two; the others are as published
     channel_ratio: int = 8
     down_ratio: int = 8
-    relations: bool = True
-    appearance: bool = True
-    embedding: str = "asymmetric"
     impl: str = "reference"
 
     identities_per_batch: int = 16
@@ -98,9 +96,7 @@ class Config:
         if self.boxes is not None:
             validation.check_choice("config", "boxes", self.boxes, BOXES)
         validation.check_choice("config", "arch", self.arch, tuple(ARCHITECTURES))
-        if self.variant is not None:
-            validation.check_choice("config", "variant", self.variant, tuple(VARIANTS))
-        validation.check_choice("config", "embedding", self.embedding, EMBEDDINGS)
+        validation.check_choice("config", "attention", self.attention, attention.NAMES)
         validation.check_choice("config", "impl", self.impl, dispatch.ARGUMENTS)
         validation.check_choice("config", "schedule", self.schedule, SCHEDULES)
         if not (self.data is None or isinstance(self.data, str) or _are_texts(self.data)):
@@ -126,13 +122,19 @@ class Config:
         return 0 if self.cache == "memory" else self.workers
 
     def replace(self, **fields: Any) -> Config:
-        """A copy with other values.
+        """A copy with other values. The former fields of RGA, such as `variant`, change the name
+        in `attention`.
 
         Raises:
             ValueError: for a field that does not exist (with the nearest name) or a value of
                 another type than the field's.
         """
-        return dataclasses.replace(self, **{k: _checked(k, v) for k, v in fields.items()})
+        fields = {k: _checked(k, v) for k, v in fields.items()}
+        former = {k: fields.pop(k) for k in _FORMER if k in fields}
+        if former:
+            name = fields.get("attention", self.attention)
+            fields["attention"] = rga.changed_name(name, former)
+        return dataclasses.replace(self, **fields)
 
     def to_yaml(self) -> str:
         """Every field, one to a line where it fits."""
@@ -167,6 +169,14 @@ _POSITIVE = (
     *("down_ratio", "identities_per_batch", "images_per_identity", "epochs", "eval_every"),
     *("checkpoint_every", "eval_batch", "accumulate"),
 )
+
+# Fields that are now part of the name in `attention`; configurations from before still hold them.
+_FORMER = {
+    "variant": str | None,
+    "relations": bool,
+    "appearance": bool,
+    "embedding": str,
+}
 
 RECIPES = {
     # The published one to the letter.
@@ -239,11 +249,11 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 def _kinds(name: str) -> tuple[type, ...]:
     """The types that a field takes, `tuple` for its sequences."""
     hints = typing.get_type_hints(Config)
-    if name not in hints:
+    if name not in hints | _FORMER:
         nearest = difflib.get_close_matches(name, hints, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(hints)}"
         raise ValueError(f"config: unknown field {name!r}{hint}")
-    hint = hints[name]
+    hint = (hints | _FORMER)[name]
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return tuple(typing.get_origin(part) or part for part in parts)
 

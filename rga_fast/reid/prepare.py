@@ -68,12 +68,12 @@ def describe_network(model: ReidNet, config: Config, device: torch.device) -> st
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     line = f"{config.arch} (base width {config.base_width}) at {config.height}x{config.width}"
     line += f", {parameters:.2f} M parameters, on {device}"
-    attention = [m for m in model.modules() if isinstance(m, RGA)]
-    if not attention:
+    if not model.attention:
         return f"{line}, without attention"
-    stages = ", ".join(map(str, config.stages))
-    size = attention[0].size
-    assert isinstance(size, tuple)
-    probe = torch.empty(1, attention[0].channels, *size, device=device)
-    choice = attention[0].choose(probe)
-    return f"{line}\nRGA-{config.variant} after stages {stages}: {choice.impl} ({choice.reason})"
+    line += f"\n{config.attention} after stages {', '.join(map(str, model.attention))}"
+    first = next(iter(model.attention.values()))
+    if not isinstance(first, RGA):  # the others have one implementation
+        return line
+    assert isinstance(first.size, tuple)
+    choice = first.choose(torch.empty(1, first.channels, *first.size, device=device))
+    return f"{line}: {choice.impl} ({choice.reason})"

@@ -43,11 +43,8 @@ def load_pretrained(model: ReidNet, path: str | Path) -> PretrainedReport:
     """
     path = Path(path)
     state = _read(path)
-    own = {
-        key: tensor
-        for key, tensor in model.backbone.state_dict().items()
-        if not key.startswith("rga_att")
-    }
+    trunk = model.backbone.trunk
+    own = {k: v for k, v in model.backbone.state_dict().items() if k.split(".")[0] in trunk}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own and not k.startswith("fc.")]
     shapes = [

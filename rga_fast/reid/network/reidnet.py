@@ -1,10 +1,12 @@
 """The network: a ResNet with attention after its stages, and a neck of batch normalisation."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from rga_fast import RGA
+from rga_fast.reid.network.attention import NONE, make_attention
 
 
 class ReidOutput(NamedTuple):
@@ -27,10 +29,10 @@ class ReidNet(nn.Module):
         num_classes: identities of the training set.
         size: (H, W) of the images, in pixels.
         stages: after which of the stages 1 to 4 attention follows.
-        variant: of `RGA`; None for the baseline without attention.
+        attention: its name, see `make_attention`; "none" for the baseline.
         width: channels of the stem; 64 for the ResNets by their names.
         last_stride: stride of stage 4: 1 for re-identification, 2 for the original ResNet.
-        impl, attention: further options of `RGA`, such as `spatial_ratio` and `embedding`.
+        options: of the attention, such as `impl` and `spatial_ratio` of `RGA`.
 
     Raises:
         ValueError: for an option that does not exist or an input of another shape.
@@ -42,11 +44,10 @@ class ReidNet(nn.Module):
         num_classes: int = 751,
         size: tuple[int, int] = (256, 128),
         stages: tuple[int, ...] = (1, 2, 3, 4),
-        variant: str | None = "sc",
+        attention: str = "rga-sc",
         width: int = 64,
         last_stride: int = 1,
-        impl: str = "auto",
-        **attention: Any,
+        **options: Any,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -55,16 +56,21 @@ class ReidNet(nn.Module):
         self.backbone = Backbone(
             arch,
             self.size,
-            () if variant is None else stages,
+            () if attention == NONE else stages,
             width,
             last_stride,
-            {"variant": variant, "impl": impl, **attention},
+            partial(make_attention, attention, **options),
         )
         self.feature_dim = self.backbone.channels
         self.feat_bn = nn.BatchNorm1d(self.feature_dim)
         self.feat_bn.bias.requires_grad_(False)
         self.cls = nn.Linear(self.feature_dim, num_classes, bias=False)
         nn.init.normal_(self.cls.weight, std=0.001)
+
+    @property
+    def attention(self) -> dict[int, nn.Module]:
+        """The attention after each stage that has one, by the stage's number, 1 to 4."""
+        return self.backbone.attention
 
     def forward(self, images: Tensor) -> ReidOutput:
         if images.ndim != 4 or images.shape[1:] != (3, *self.size):
@@ -81,6 +87,7 @@ class Backbone(nn.Module):
     """A ResNet (He et al., 2016) without its head. Stride in the 3x3 convolution, as torchvision's.
 
     (B, 3, *size) -> (B, channels, H', W'). Convolutions start from Kaiming's normal distribution.
+    `attention` makes the module after each of `stages` from channels and size of the maps there.
     """
 
     def __init__(
@@ -90,7 +97,7 @@ class Backbone(nn.Module):
         stages: tuple[int, ...],
         width: int,
         last_stride: int,
-        attention: dict[str, Any],
+        attention: Callable[[int, tuple[int, int]], nn.Module],
     ) -> None:
         super().__init__()
         _check_options(arch, size, stages, width, last_stride)
@@ -113,10 +120,23 @@ class Backbone(nn.Module):
             module.apply(_initialise)
 
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        self.stages = tuple(sorted(stages))
         self.rga_att1, self.rga_att2, self.rga_att3, self.rga_att4 = (
-            RGA(*maps[stage - 1], **attention) if stage in stages else nn.Identity()
+            attention(*maps[stage - 1]) if stage in stages else nn.Identity()
             for stage in (1, 2, 3, 4)
         )
+
+    @property
+    def attention(self) -> dict[int, nn.Module]:
+        """The attention after each of `stages`, whichever it is: the names in the `state_dict` are
+        those of the published network."""
+        return {stage: getattr(self, f"rga_att{stage}") for stage in self.stages}
+
+    @property
+    def trunk(self) -> dict[str, nn.Module]:
+        """The ResNet itself, which ImageNet's weights are for: its layers by name."""
+        attention = set(self.attention.values())
+        return {name: m for name, m in self.named_children() if m not in attention}
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))

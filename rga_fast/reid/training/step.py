@@ -215,8 +215,7 @@ class _Average:
 
 def _set_frozen(model: ReidNet, frozen: bool) -> None:
     """The pretrained layers keep their weights and statistics while `frozen`."""
-    for name, module in model.backbone.named_children():
-        if not name.startswith("rga_att"):
-            module.requires_grad_(not frozen)
-            if frozen:
-                module.eval()
+    for module in model.backbone.trunk.values():
+        module.requires_grad_(not frozen)
+        if frozen:
+            module.eval()

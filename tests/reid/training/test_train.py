@@ -218,10 +218,10 @@ def test_learning_rates_of_the_recipes():
 
 
 def test_assignments():
-    fields = parse_assignments(["epochs=5", "stages=1,2", "learning_rate=1e-3", "variant=null"])
+    fields = parse_assignments(["epochs=5", "stages=1,2", "learning_rate=1e-3", "attention=none"])
     config = Config().replace(**fields)
     assert (config.epochs, config.stages) == (5, (1, 2))
-    assert (config.learning_rate, config.variant) == (1e-3, None)
+    assert (config.learning_rate, config.attention) == (1e-3, "none")
     assert parse_assignments(["milestones=3"]) == {"milestones": [3]}
 
 
@@ -231,7 +231,9 @@ def test_assignments():
         (["epohcs=3"], "unknown field 'epohcs'; did you mean 'epochs'?"),
         (["epochs=many"], "epochs must be int, got 'many'"),
         (["epochs=0"], "epochs must be a positive integer, got 0"),
-        (["relations=3"], "relations must be bool, got 3"),
+        (["compile=3"], "compile must be bool, got 3"),
+        (["relations=3"], "relations must be bool, got 3"),  # a former field
+        (["attention=rga"], "attention must be one of 'none', 'rga-s'"),
         (["cache=ram"], "cache must be one of 'off'"),
         (["arch=resnet19"], "arch must be one of 'resnet18'"),
         (["impl=fast"], "impl must be one of 'auto'"),
