@@ -7,6 +7,20 @@ if not torch.cuda.is_available():  # before anything imports the kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config) -> None:
+    """The whole suite runs on all cores unless `-n` says otherwise; files and folders that are
+    named run in this process, where a debugger and prints work."""
+    option = config.option
+    worker = "PYTEST_XDIST_WORKER" in os.environ  # which must not start workers of its own
+    if worker or not config.pluginmanager.hasplugin("xdist"):
+        return
+    if option.numprocesses is None and config.args_source is config.ArgsSource.TESTPATHS:
+        option.numprocesses = "auto"
+    if option.numprocesses and option.dist == "no":
+        option.dist = "worksteal"  # neighbours share fixtures
+
+
 def pytest_configure() -> None:
     """Maps this small gain nothing from threads, and lose much where tests run side by side."""
     torch.set_num_threads(1)

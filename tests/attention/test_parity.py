@@ -86,7 +86,7 @@ def test_autocast(impl, variant, dtype):
 @TRAINING
 @pytest.mark.parametrize("ablation", ["full", "symmetric", "none"])
 @pytest.mark.parametrize("variant", ["s", "c"])
-@pytest.mark.parametrize("impl", [param("torch"), param("cpp", marks=[pytest.mark.slow])])
+@pytest.mark.parametrize("impl", [param("torch"), param("cpp", slow=True)])
 def test_gradcheck(impl, variant, ablation, training):
     module = make_rga(4, (2, 3), variant, ablation, dtype=torch.float64).train(training)
     module.impl = impl

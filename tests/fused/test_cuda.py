@@ -24,7 +24,14 @@ pytestmark = pytest.mark.skipif(shutil.which(cuda_host.compiler()) is None, reas
 
 
 @pytest.mark.parametrize("name", ROUNDED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bfloat16,
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (torch.float32, torch.float16)),
+    ],
+    ids=str,
+)
 @pytest.mark.usefixtures("_poisoned")
 def test_other_dtypes(name, dtype):
     check_rounding("cuda_host", name, dtype)

@@ -10,6 +10,7 @@ from operators import (
     SIZES,
     WHOLE_SIZES,
     Case,
+    distinct,
     every_operator,
     namespace,
     param,
@@ -23,22 +24,32 @@ needs_cpp = pytest.mark.skipif(cpp.ERROR is not None, reason=f"not built: {cpp.E
 every_impl = pytest.mark.parametrize("impl", [param("cpp"), param("cuda_host"), param("triton")])
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        pytest.param(kind, name, id=f"{kind}-{name}")
-        for kind in KINDS
-        for name in OPERATORS["triton"]
+WHOLE = ["attention", *(name for name in OPERATORS["triton"] if name not in ops.SCHEMAS)]
+
+
+def every_case(*impls, quick=lambda name, kind: True):
+    """Parameter sets (impl, name, kind, order)."""
+    return [
+        param(
+            *(impl, name, kind, order),
+            id=f"{impl}-{name}-{kind}-{order}",
+            slow=not quick(name, kind),
+        )
+        for impl in impls
+        for name in OPERATORS[impl]
+        for kind, order in distinct(name)
         if runs(kind, name)
-    ],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("impl", "name", "kind", "order"),
+    every_case("triton", quick=lambda name, kind: kind == KINDS[0] and name not in WHOLE),
 )
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("impl", [param("triton")])
 @pytest.mark.usefixtures("_poisoned")
 def test_float32_stays_in_the_budget(impl, name, order, kind):
-    whole = name not in ops.SCHEMAS or name == "attention"
-    seeds = range(5 if whole else 1)  # a whole branch: what rounds how is by chance
-    sizes = WHOLE_SIZES if whole else SIZES
+    seeds = range(3 if name in WHOLE else 1)  # a whole branch: what rounds how is by chance
+    sizes = WHOLE_SIZES if name in WHOLE else SIZES
     sizes = sizes if kind == KINDS[0] else sizes[:-1]  # the interpreter is slow
     for size in sizes:
         draws = []
@@ -67,9 +78,7 @@ def test_many_hidden_units(impl, name):
             check_budget(actual, *values, name)
 
 
-@pytest.mark.parametrize(("impl", "name"), every_operator("cpp", "cuda_host"))
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("impl", "name", "kind", "order"), every_case("cpp", "cuda_host"))
 @pytest.mark.usefixtures("_poisoned")
 def test_float64_is_the_oracle(impl, name, order, kind):
     for size in SIZES:
@@ -120,7 +129,7 @@ CHECKED = {
 
 
 @pytest.mark.parametrize(("impl", "name"), every_operator("cpp", "cuda_host", "triton"))
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
 def test_opcheck(impl, name, order):
     operator = getattr(namespace(impl), name).default
     dtype, size, kinds = CHECKED[impl]
