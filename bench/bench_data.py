@@ -21,14 +21,14 @@ import common
 import numpy as np
 import torch
 
-from rga_fast.reid.augment import Augmentation
 from rga_fast.reid.checkpoint import make_network
 from rga_fast.reid.config import RECIPES, Config
-from rga_fast.reid.datasets import Split, open_dataset
-from rga_fast.reid.loader import TrainBatches, available_cores, open_images
-from rga_fast.reid.losses import reid_losses
-from rga_fast.reid.sampler import IdentitySampler
+from rga_fast.reid.data.augment import Augmentation
+from rga_fast.reid.data.datasets import Split, open_dataset
+from rga_fast.reid.data.loader import TrainBatches, available_cores, open_images
+from rga_fast.reid.data.sampler import IdentitySampler
 from rga_fast.reid.synth import write_dataset
+from rga_fast.reid.training.losses import reid_losses
 
 NETWORKS = {"small": RECIPES["small"], "resnet50": RECIPES["paper"]}
 CPU_IDENTITIES = 2  # in a training step of ResNet-50 on a CPU, of the 16 of a whole batch

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from rga_fast import testing
 from rga_fast.modules import VARIANTS
-from rga_fast.reid.losses import reid_losses
-from rga_fast.reid.model import ARCHITECTURES, ReidNet, ReidOutput
+from rga_fast.reid.network.reidnet import ARCHITECTURES, ReidNet, ReidOutput
+from rga_fast.reid.training.losses import reid_losses
 
 NONE = "no attention"
 NUM_CLASSES = 751  # of Market-1501

@@ -16,7 +16,7 @@ import common
 import torch
 
 from rga_fast.reid.config import Config
-from rga_fast.reid.curves import FEATURE, draw_curves, read_curves
+from rga_fast.reid.report.curves import FEATURE, draw_curves, read_curves
 
 MEASURED = ("mAP", "rank1")
 

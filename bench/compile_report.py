@@ -27,7 +27,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rga_fast import kernels, ops, testing
+from rga_fast import kernels, testing
+from rga_fast.fused import ops
 from rga_fast.kernels.launch import Config, Kernel
 
 TARGETS = {

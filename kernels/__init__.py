@@ -1,4 +1,4 @@
-"""Triton kernels, one file per operator; `call` runs an operator of rga_fast/ops.py by name."""
+"""Triton kernels, one file per operator; `call` runs one of rga_fast/fused/ops.py by name."""
 
 import inspect
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rga_fast import ops
+from rga_fast.fused import ops
 from rga_fast.kernels import (
     checks,
     embed,

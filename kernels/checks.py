@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Sides of every tensor, by its name in rga_fast/ops.py; a letter is bound where it is seen first.
+# Sides of every tensor, by its name in rga_fast/fused/ops.py; a letter is bound where it is seen
+# first.
 SIDES = {
     "V": ("B", "d", "n"),
     "dout": ("B", "d", "n"),

@@ -6,12 +6,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from rga_fast.fused.ops import halves
 from rga_fast.kernels.common import Gate, cdiv, gate_arguments, load_gate, multiply, relu
 from rga_fast.kernels.gate import store_gated
 from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision
 from rga_fast.kernels.perceptron import through_psi, through_relations
 from rga_fast.kernels.relate import Nodes, columns, relations
-from rga_fast.ops import halves
 
 
 @jit

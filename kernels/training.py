@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rga_fast import plan
-from rga_fast.cuts import Saved
+from rga_fast.fused import operands
+from rga_fast.fused.ops import halves
+from rga_fast.fused.staged import Saved
 from rga_fast.kernels.common import Gate
 from rga_fast.kernels.embed import (
     embed_bwd_nodes,
@@ -25,7 +26,6 @@ from rga_fast.kernels.perceptron_bwd import hidden_bwd, logit_bwd
 from rga_fast.kernels.relate import Relations, nodes_of, relate_fwd
 from rga_fast.kernels.relate_bwd import relate_bwd
 from rga_fast.kernels.statistics import Cut, Finish, Total
-from rga_fast.ops import halves
 
 
 class Branch:
@@ -37,7 +37,7 @@ class Branch:
     ) -> None:
         embeddings, _, appearance = kind
         self.kind = embeddings, len(weights[embeddings]) if appearance else 0
-        self.slices = plan.slices(*kind)
+        self.slices = operands.slices(*kind)
         stacked, relation = weights[self.slices[0]], weights[self.slices[1]]
         self.weight_h, self.weight_l = weights[-2:]
         none = self.weight_l.new_empty

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(options: argparse.Namespace) -> None:
     from rga_fast.reid.checkpoint import load_checkpoint
     from rga_fast.reid.config import load_recipe, parse_assignments
-    from rga_fast.reid.train import Terminated, train
+    from rga_fast.reid.training.run import Terminated, train
 
     resume = _resume_path(options)
     if resume is not None:
@@ -54,7 +54,7 @@ def train(options: argparse.Namespace) -> None:
         fields |= parse_assignments([f"stages={options.stages}"])
     config = config.replace(**fields)
     if options.dry_run:
-        from rga_fast.reid.plan import describe_run
+        from rga_fast.reid.training.dry_run import describe_run
 
         describe_run(config)
         return
@@ -71,8 +71,13 @@ def evaluate(options: argparse.Namespace) -> None:
     from rga_fast.reid import console
     from rga_fast.reid.checkpoint import load_checkpoint, load_weights, make_network
     from rga_fast.reid.distributed import pick_device
-    from rga_fast.reid.evaluate import extract_features, open_eval_data, save_features, score
     from rga_fast.reid.prepare import cache_note, open_training_data
+    from rga_fast.reid.retrieval.features import (
+        extract_features,
+        open_eval_data,
+        save_features,
+        score,
+    )
 
     saved = load_checkpoint(options.checkpoint)
     config = saved.config.replace(impl=options.impl)
@@ -107,8 +112,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def data(options: argparse.Namespace) -> int:
     from rga_fast.reid.console import console, dataset_table, progress
-    from rga_fast.reid.datacheck import check_dataset
-    from rga_fast.reid.datasets import join_training
+    from rga_fast.reid.data.check import check_dataset
+    from rga_fast.reid.data.datasets import join_training
 
     datasets, wrong = [], False
     for path in options.paths:
@@ -129,7 +134,7 @@ def data(options: argparse.Namespace) -> int:
 
 def synth(options: argparse.Namespace) -> None:
     from rga_fast.reid.console import console, dataset_table, progress
-    from rga_fast.reid.datasets import open_dataset
+    from rga_fast.reid.data.datasets import open_dataset
     from rga_fast.reid.synth import contact_sheet, write_dataset
 
     with progress("drawing") as bar:

@@ -5,14 +5,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rga_fast import cpp, cuda, plan, triton_kernels, validation
+from rga_fast import validation
+from rga_fast.fused import cpp, cuda, operands, triton
 from rga_fast.reference import Branch
 
 # The fused implementations, the fastest of a device first.
 FUSED: dict[str, tuple[ModuleType, str]] = {
     "cpp": (cpp, "fused C++ operators, the fastest on a CPU"),
     "cuda": (cuda, "fused CUDA C++ kernels"),
-    "triton": (triton_kernels, "fused Triton kernels"),
+    "triton": (triton, "fused Triton kernels"),
 }
 IMPLEMENTATIONS = ("reference", "torch", *FUSED)
 ARGUMENTS = ("auto", *IMPLEMENTATIONS)
@@ -61,7 +62,7 @@ def choose(impl: str, x: Tensor, branch: Branch | None = None) -> Choice:
             continue
         problem = module.problem(x)
         if problem is None and branch is not None:
-            problem = plan.unsupported(branch)
+            problem = operands.unsupported(branch)
         if impl == name:
             _check_named(name, module, problem)
             return Choice(impl, "asked for by name")

@@ -1,4 +1,4 @@
-// The operators of a branch in training (rga_fast/ops.py), to be called from one another.
+// The operators of a branch in training (rga_fast/fused/ops.py), to be called from one another.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,7 +1,7 @@
 // What the kernel files export: one launcher per operator, without a type of torch or of the GPU.
 //
-// The letters are those of docs/design.md and rga_fast/ops.py. `partial` is scratch for sums over
-// the nodes: a value for each row and each piece of kChunk nodes, added up in a fixed order.
+// The letters are those of docs/design.md and rga_fast/fused/ops.py. `partial` is scratch for sums
+// over the nodes: a value for each row and each piece of kChunk nodes, added up in a fixed order.
 #pragma once
 
 #include <cstdint>

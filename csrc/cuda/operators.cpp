@@ -1,4 +1,5 @@
-// The operators of rga_fast/ops.py on CUDA tensors: checks, memory and stream for the launchers.
+// The operators of rga_fast/fused/ops.py on CUDA tensors: checks, memory and stream for the
+// launchers.
 //
 // All memory is torch's, so that its allocator orders it by streams and CUDA graphs can record it.
 // With RGA_EMULATE (the tests, on the host) the same operators are rga_fast_cuda_host on the CPU.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rga_fast.reid.config import Config
-from rga_fast.reid.model import ReidNet
+from rga_fast.reid.network.reidnet import ReidNet
 
 FORMAT = "rga_fast checkpoint 1"
 LAST, PREVIOUS = "last.pt", "previous.pt"

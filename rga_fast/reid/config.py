@@ -15,9 +15,9 @@ import yaml
 
 from rga_fast import dispatch, validation
 from rga_fast.modules import EMBEDDINGS, VARIANTS
-from rga_fast.reid.datasets.cuhk03 import BOXES
-from rga_fast.reid.loader import CACHES
-from rga_fast.reid.model import ARCHITECTURES
+from rga_fast.reid.data.datasets.cuhk03 import BOXES
+from rga_fast.reid.data.loader import CACHES
+from rga_fast.reid.network.reidnet import ARCHITECTURES
 
 SCHEDULES = ("step", "cosine")
 AMP = ("off", "bf16", "fp16")

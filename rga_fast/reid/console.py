@@ -15,8 +15,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from rga_fast.reid.datasets import DataReport, ReidData, SplitCounts
-from rga_fast.reid.metrics import RankMetrics
+from rga_fast.reid.data.datasets import DataReport, ReidData, SplitCounts
+from rga_fast.reid.retrieval.metrics import RankMetrics
 
 console = Console(highlight=False, soft_wrap=True)
 

@@ -10,10 +10,10 @@ import torch
 from rga_fast.modules import RGA
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import progress
-from rga_fast.reid.datasets import ReidData, Split, open_datasets
+from rga_fast.reid.data.datasets import ReidData, Split, open_datasets
+from rga_fast.reid.data.sampler import IdentitySampler, rank_positions
 from rga_fast.reid.distributed import Ranks
-from rga_fast.reid.model import ReidNet
-from rga_fast.reid.sampler import IdentitySampler, rank_positions
+from rga_fast.reid.network.reidnet import ReidNet
 
 
 def open_training_data(config: Config) -> ReidData:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rga_fast.reid.datasets.common import user_cache
+from rga_fast.reid.data.datasets.common import user_cache
 from rga_fast.reid.synth.dataset import VERSION, write_dataset
 
 IDENTITIES, SEED = 240, 0

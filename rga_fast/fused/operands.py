@@ -1,0 +1,191 @@
+"""What a branch consists of, read from its modules for the fused operators."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rga_fast.fused import ops
+from rga_fast.reference import Branch
+
+
+class Plan(NamedTuple):
+    """What a branch consists of. Layers in the order theta, phi, psi, relation, W_1, W_2."""
+
+    namespace: str
+    view: str
+    embeddings: int  # of theta and phi: 2, 1 (theta is phi) or 0 (both are the nodes)
+    relations: bool
+    appearance: bool
+    batch: tuple[bool, ...]  # per layer: normalised by the statistics of the batch
+    eps: tuple[float, ...]
+    group: Any  # the process group that shares batch statistics, or None
+
+    @property
+    def whole(self) -> bool:
+        """Whether a training step has one operator forward and one backward."""
+        return self.group is None and "training_fwd" in ops.defined(self.namespace)
+
+    @property
+    def kind(self) -> tuple[int, bool, bool]:
+        return self.embeddings, self.relations, self.appearance
+
+    @property
+    def cuts(self) -> tuple[slice, slice, slice, slice]:
+        return slices(*self.kind)
+
+    def psi_rows(self, weights: Sequence[Tensor]) -> int:
+        return len(weights[self.embeddings]) if self.appearance else 0
+
+
+def slices(embeddings: int, relations: bool, appearance: bool) -> tuple[slice, slice, slice, slice]:
+    """The layers normalised at each cut: embeddings, relations, hidden layer, logit."""
+    e = embeddings + appearance
+    z = e + relations
+    return slice(0, e), slice(e, z), slice(z, z + 1), slice(z + 1, z + 2)
+
+
+class Layers(NamedTuple):
+    """The tensors of the layers, in the compute dtype."""
+
+    weights: tuple[Tensor, ...]  # of 1x1 convolutions
+    scales: tuple[Tensor, ...]
+    shifts: tuple[Tensor, ...]
+    means: tuple[Any, ...]  # running statistics, None where the batch's are used
+    variances: tuple[Any, ...]
+
+    @classmethod
+    def joined(cls, tensors: Sequence[Any]) -> "Layers":
+        """From the tensors of all fields, one field after the other."""
+        count = len(tensors) // len(cls._fields)
+        return cls(*(tuple(tensors[i : i + count]) for i in range(0, len(tensors), count)))
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        return [weight.flatten(1) for weight in self.weights]
+
+    @property
+    def norms(self) -> list[Tensor]:
+        """Mean, variance, weight and bias of each layer; a bias stands for absent statistics."""
+        four = zip(self.means, self.variances, self.scales, self.shifts, strict=True)
+        return [shift if t is None else t for *most, shift in four for t in (*most, shift)]
+
+
+class Part(NamedTuple):
+    """A branch, ready for the operators."""
+
+    norms: Sequence[_BatchNorm]
+    plan: Plan
+    layers: Layers
+
+
+def unsupported(branch: Branch) -> str | None:
+    """Why the fused operators cannot run the layers of `branch`; None where they can."""
+    kinds = (nn.Conv2d, _BatchNorm, nn.ReLU)
+    expected = [(layer, kinds) for layer in branch[1:5] if layer is not None]
+    for layer, types in [*expected, (branch.weight, (*kinds, *kinds[:2]))]:
+        steps = tuple(cast(nn.Sequential, layer))
+        if len(steps) != len(types) or not all(map(isinstance, steps, types)):
+            return (
+                "the fused operators support layers of 1x1 convolution, batch normalisation and "
+                f"ReLU, got {', '.join(type(step).__name__ for step in steps)}"
+            )
+        if any(step.bias is not None for step in steps if isinstance(step, nn.Conv2d)):
+            return "the fused operators support convolutions without bias"
+    return None
+
+
+def prepare(x: Tensor, branch: Branch, impl: str) -> Part:
+    """What the operators of `impl` need of `branch` for the map `x`."""
+    convolutions, norms = _modules(branch)
+    plan = _plan(impl, branch, norms)
+    return Part(norms, plan, _layers(convolutions, norms, plan.batch, ops.compute_dtype(x)))
+
+
+def track(parts: Sequence[Part], statistics: Sequence[Tensor], empty: bool) -> None:
+    """Running statistics of all branches, from mean and unbiased variance (2, rows) of each; of an
+    `empty` batch only its number."""
+    counters: list[Tensor] = []
+    old: list[Tensor] = []
+    new: list[Tensor] = []
+    factors: list[float | None] = []
+    for (norms, plan, _), stats in zip(parts, statistics, strict=True):
+        widths = [norm.num_features for norm in norms]
+        rows = [torch.split_with_sizes(row, widths) for row in stats.unbind()]
+        for norm, by_batch, new_mean, new_variance in zip(norms, plan.batch, *rows, strict=True):
+            if by_batch and norm.training and norm.track_running_stats:
+                counters.append(cast(Tensor, norm.num_batches_tracked))
+                old += (cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var))
+                new += (new_mean, new_variance)
+                factors += (norm.momentum, norm.momentum)
+    if not counters:
+        return
+    torch._foreach_add_(counters, 1)
+    if empty:
+        return
+    new = [value.to(buffer.dtype) for value, buffer in zip(new, old, strict=True)]
+    if len(set(factors)) == 1 and factors[0] is not None:
+        torch._foreach_lerp_(old, new, factors[0])
+        return
+    for i, (buffer, value) in enumerate(zip(old, new, strict=True)):
+        factor: Any = factors[i]
+        if factor is None:  # the mean over all batches
+            factor = counters[i // 2].to(buffer.dtype).reciprocal()
+        buffer.lerp_(value, factor)
+
+
+def _modules(branch: Branch) -> tuple[list[nn.Conv2d], list[_BatchNorm]]:
+    layers: list[Any] = [branch.theta, branch.phi] if branch.relation is not None else []
+    layers = [layer for layer in [*layers, branch.psi, branch.relation] if layer is not None]
+    steps: list[Any] = [tuple(layer) for layer in [*layers, branch.weight]]
+    convolutions = [step[0] for step in steps] + [steps[-1][3]]
+    return convolutions, [step[1] for step in steps] + [steps[-1][4]]
+
+
+def _plan(impl: str, branch: Branch, norms: Sequence[_BatchNorm]) -> Plan:
+    relations = branch.relation is not None
+    return Plan(
+        ops.namespace(impl),
+        branch.view,
+        embeddings=relations * ((branch.theta is not None) + (branch.phi is not None)),
+        relations=relations,
+        appearance=branch.psi is not None,
+        batch=tuple(norm.training or norm.running_mean is None for norm in norms),
+        eps=tuple(norm.eps for norm in norms),
+        group=_group(norms),
+    )
+
+
+def _group(norms: Sequence[_BatchNorm]) -> Any:
+    """The process group of the synchronised normalisations, if they are training in one."""
+    synchronised = [n for n in norms if isinstance(n, nn.SyncBatchNorm) and n.training]
+    if not synchronised or not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = synchronised[0].process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def _layers(
+    convolutions: Sequence[nn.Conv2d],
+    norms: Sequence[_BatchNorm],
+    batch: Sequence[bool],
+    dtype: torch.dtype,
+) -> Layers:
+    fields: Any = ([], [], [], [], [])
+    weights, scales, shifts, means, variances = fields
+    for convolution, norm, by_batch in zip(convolutions, norms, batch, strict=True):
+        weight, scale, shift = convolution.weight, norm.weight, norm.bias
+        weights.append(weight)
+        scales.append(weight.new_ones(len(weight)) if scale is None else scale)
+        shifts.append(weight.new_zeros(len(weight)) if shift is None else shift)
+        means.append(None if by_batch else norm.running_mean)
+        variances.append(None if by_batch else norm.running_var)
+    return Layers(
+        *(
+            tuple(t if t is None or t.dtype == dtype else t.to(dtype) for t in field)
+            for field in fields
+        )
+    )

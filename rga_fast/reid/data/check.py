@@ -1,0 +1,42 @@
+"""What `rga-fast data` tells about a data set."""
+
+from __future__ import annotations
+
+import warnings
+
+from rga_fast.reid.console import Advance, console, report_table
+from rga_fast.reid.data.datasets import ReidData, dataset_report, read_dataset
+from rga_fast.reid.data.loader import damaged_images
+
+SHOWN = 10  # damaged images that are named
+
+
+def check_dataset(
+    path: str, *, boxes: str | None, val_trains: bool, decode: bool, progress: Advance
+) -> tuple[ReidData, bool]:
+    """Prints layout and counts of the data set at `path` beside the published ones, and what is
+    wrong, in sentences. Returns it, and whether it can be used and compared (no errors).
+
+    `decode` opens every image, too. Raises what `open_dataset` raises.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        data = read_dataset(path, boxes=boxes, val_trains=val_trains)
+    report = dataset_report(data)
+    console.print(report_table(report))
+    errors = list(report.errors)
+    if decode:
+        splits = (data.train, data.query, data.gallery)
+        files = sorted({split.file(index) for split in splits for index in range(len(split))})
+        damaged = damaged_images(files, progress)
+        errors += damaged[:SHOWN]
+        if len(damaged) > SHOWN:
+            errors.append(f"{len(damaged):,} images in all are damaged")
+    for sentence in errors:
+        console.print(f"wrong: {sentence}", markup=False)
+    for sentence in [*report.remarks, *(str(warning.message) for warning in caught)]:
+        console.print(f"note: {sentence}", markup=False)
+    if not errors:
+        opened = "every image can be read" if decode else "no image was opened (--decode does)"
+        console.print(f"{path}: nothing is wrong; {opened}", markup=False)
+    return data, not errors

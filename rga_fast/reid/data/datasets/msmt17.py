@@ -1,0 +1,113 @@
+"""MSMT17 as it is released: V1, and V2 with masked faces. The Market-like repack: market1501.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rga_fast.reid.data.datasets.common import (
+    Record,
+    ReidData,
+    existing_folder,
+    require_files,
+    require_identities,
+    split_of,
+)
+
+MSMT17_VERSIONS = {
+    "MSMT17_V1": ("train", "test"),
+    "MSMT17_V2": ("mask_train_v2", "mask_test_v2"),
+}
+MSMT17_LISTS = {name: f"list_{name}.txt" for name in ("train", "val", "query", "gallery")}
+
+
+def load_msmt17(path: str | os.PathLike[str], *, val_trains: bool = True) -> ReidData:
+    """Reads MSMT17, V1 or V2: two folders of images, and lists with a line `path identity` each.
+
+    `path` holds `train` and `test` (V1) or `mask_train_v2` and `mask_test_v2` (V2), and the lists
+    `list_{train,val,query,gallery}.txt`; or it holds `MSMT17_V1` or `MSMT17_V2` which does. The
+    camera is the third token of a name, `0000_000_01_0303morning_0008_0.jpg`. `val_trains`, the
+    default, adds the images of `list_val.txt` to those that train: 32,621, the published number.
+    Without, the data set is named `msmt17-without-val`, else `msmt17`.
+
+    FileNotFoundError names a missing folder, list or image. ValueError: both versions in `path`, a
+    line or name that does not follow the pattern, an empty list, fewer than two identities.
+    """
+    folder = existing_folder(path)
+    root = msmt17_root(folder) or folder
+    version, train, test = _version(root)
+    lists = ("train", "val") if val_trains else ("train",)
+    training = [record for name in lists for record in _read_list(root, name, train)]
+    data = ReidData(
+        name="msmt17" if val_trains else "msmt17-without-val",
+        train=split_of(root, training),
+        query=split_of(root, _read_list(root, "query", test)),
+        gallery=split_of(root, _read_list(root, "gallery", test)),
+        layout=f"{version}: {train}, {test}; {' and '.join(MSMT17_LISTS[n] for n in lists)} train",
+    )
+    require_identities(root / MSMT17_LISTS["train"], data.train)
+    return data
+
+
+def msmt17_root(folder: Path) -> Path | None:
+    """The folder that holds MSMT17's lists or folders: `folder` or MSMT17_V1 or V2 in it."""
+    found = [
+        root for root in (folder, *(folder / name for name in MSMT17_VERSIONS)) if _looks_like(root)
+    ]
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder}: holds more than one copy of MSMT17, name one of them: "
+            f"{', '.join(str(root) for root in found)}"
+        )
+    return found[0] if found else None
+
+
+def _looks_like(root: Path) -> bool:
+    if any((root / name).is_file() for name in MSMT17_LISTS.values()):
+        return True
+    if (root / "query").is_dir():  # own images, with a folder `test` of no meaning here
+        return False
+    return any(
+        (root / train).is_dir() and (root / test).is_dir()
+        for train, test in MSMT17_VERSIONS.values()
+    )
+
+
+def _version(root: Path) -> tuple[str, str, str]:
+    """Which version lies in `root`, and its two folders."""
+    for version, (train, test) in MSMT17_VERSIONS.items():
+        if (root / train).is_dir() and (root / test).is_dir():
+            return version, train, test
+    expected = " or ".join(f"{train}/ and {test}/" for train, test in MSMT17_VERSIONS.values())
+    raise FileNotFoundError(f"{root}: MSMT17 has the folders {expected} beside its lists")
+
+
+def _read_list(root: Path, name: str, folder: str) -> list[Record]:
+    source = root / MSMT17_LISTS[name]
+    if not source.is_file():
+        hint = (
+            "let val_trains be false" if name == "val" else "own images need train, query, gallery"
+        )
+        expected = ", ".join(MSMT17_LISTS.values())
+        raise FileNotFoundError(f"{source}: no such file; MSMT17 has {expected} ({hint})")
+    lines = source.read_text(encoding="utf-8").splitlines()
+    records = [
+        _parse_line(f"{source}, line {number}", line, folder)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not records:
+        raise ValueError(f"{source}: expected lines 'path identity', got an empty file")
+    require_files(root, (record.path for record in records), source)
+    return records
+
+
+def _parse_line(where: str, line: str, folder: str) -> Record:
+    path, identity = [*line.rsplit(maxsplit=1), ""][:2]
+    tokens = path.rpartition("/")[2].split("_")
+    if not (identity.isdecimal() and len(tokens) > 2 and tokens[2].isdecimal()):
+        raise ValueError(
+            f"{where}: expected 'path identity' with the camera as the third token of the name, "
+            f"as in '0000/0000_000_01_0303morning_0008_0.jpg 0', got {line!r}"
+        )
+    return Record(f"{folder}/{path}", int(identity), int(tokens[2]))

@@ -1,0 +1,1 @@
+"""The network, and the weights that it starts from."""

@@ -1,0 +1,119 @@
+"""Features of a data set's query and gallery images, and how well they retrieve."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rga_fast.reid.data.datasets import ReidData, Split
+from rga_fast.reid.data.loader import EvalBatches, Images, open_images
+from rga_fast.reid.distributed import Ranks
+from rga_fast.reid.network.reidnet import ReidNet
+from rga_fast.reid.retrieval.metrics import RankMetrics, rank_metrics
+
+FEATURES = ("before_neck", "after_neck")
+
+
+class Features(NamedTuple):
+    """(N, D) float32 on the CPU: both features of the images of a split."""
+
+    before_neck: Tensor
+    after_neck: Tensor
+
+
+class EvalData(NamedTuple):
+    """What is searched for, and where, with the images at the network's size."""
+
+    data: ReidData
+    query: Images
+    gallery: Images
+
+
+def open_eval_data(data: ReidData, size: tuple[int, int], **options: Any) -> EvalData:
+    """Query and gallery of `data`; the options are those of `open_images`."""
+    query, gallery = (open_images(split, size, **options) for split in (data.query, data.gallery))
+    return EvalData(data, query, gallery)
+
+
+@torch.inference_mode()
+def extract_features(
+    model: ReidNet,
+    images: Images,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    ranks: Ranks | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Features:
+    """Features of all images, in their order, in evaluation mode.
+
+    `progress` is told how many images each batch held. The model's mode is left as it was. Where
+    there are several `ranks`, each takes a share of the batches, and all of them get all features.
+    """
+    ranks = ranks or Ranks()
+    training = model.training
+    model.eval()
+    features = Features(*torch.zeros(2, len(images), model.feature_dim))
+    try:
+        for batch, indices in EvalBatches(
+            images, batch_size, device=device, workers=workers, share=ranks
+        ):
+            output = model(batch)
+            features.before_neck[indices] = output.before_neck.float().cpu()
+            features.after_neck[indices] = output.after_neck.float().cpu()
+            if progress is not None:
+                progress(len(batch) * ranks.world)
+    finally:
+        model.train(training)
+    return Features(*map(ranks.sum, features))
+
+
+def score(data: ReidData, query: Features, gallery: Features) -> dict[str, RankMetrics]:
+    """The metrics of both features, cosine distance, by the Market-1501 rules."""
+    labels = (
+        data.query.identities,
+        data.gallery.identities,
+        data.query.cameras,
+        data.gallery.cameras,
+    )
+    return {
+        name: rank_metrics(getattr(query, name), getattr(gallery, name), *labels)
+        for name in FEATURES
+    }
+
+
+def save_features(
+    path: str | os.PathLike[str], data: ReidData, query: Features, gallery: Features
+) -> None:
+    """Writes what was ranked to a .safetensors file.
+
+    Tensors `{query,gallery}_{before_neck,after_neck}` (N, D), `_identities` and `_cameras` (N,);
+    the metadata `query_paths` and `gallery_paths` are JSON lists, relative to the data set.
+    """
+    tensors: dict[str, Tensor] = {}
+    paths = {}
+    split: Split
+    for name, split, features in (
+        ("query", data.query, query),
+        ("gallery", data.gallery, gallery),
+    ):
+        tensors |= {f"{name}_{feature}": getattr(features, feature) for feature in FEATURES}
+        for label in ("identities", "cameras"):
+            tensors[f"{name}_{label}"] = torch.from_numpy(np.array(getattr(split, label)))
+        paths[f"{name}_paths"] = json.dumps(split.paths)
+    partial = Path(f"{os.fspath(path)}.partial")
+    try:
+        save_file(tensors, partial, metadata=paths)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

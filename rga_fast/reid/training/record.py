@@ -1,0 +1,137 @@
+"""What a run writes down of its steps: rows in `metrics.jsonl`, and a line per epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rga_fast.reid.config import Config
+from rga_fast.reid.console import FEATURE_NAMES
+from rga_fast.reid.data.loader import TrainBatches
+from rga_fast.reid.retrieval.metrics import RankMetrics
+from rga_fast.reid.training.monitor import Monitor
+from rga_fast.reid.training.step import StepResult
+
+Scores = dict[str, RankMetrics]
+
+WORTH_SAYING = 0.1  # share of the time spent waiting for images
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object per line.
+
+    Opening drops the rows behind step `keep`, by a new file that takes the place of the old one.
+    Without a path, on ranks that don't write, nothing is written.
+    """
+
+    def __init__(self, path: Path | None, keep: int, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._scores: dict[int, Scores] = {}
+        self._file = None
+        if path is None:
+            return
+        kept = _rows(path, keep) if keep and path.exists() else []
+        for row in kept:
+            if all(name in row for name in FEATURE_NAMES):
+                scores = {name: RankMetrics(**row[name]) for name in FEATURE_NAMES}
+                self._scores[row["step"]] = scores
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(map(_line, kept))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, **row: Any) -> None:
+        """Adds a row, in the file at once, and tells the monitor."""
+        if self._file is not None:
+            self._file.write(_line(row))
+            self._file.flush()
+        self.monitor.row(row)
+
+    def evaluation(self, epoch: int, step: int, scores: Scores) -> None:
+        """Adds a row of metrics, per feature."""
+        self._scores[step] = scores
+        self.write(step=step, epoch=epoch, **{name: m._asdict() for name, m in scores.items()})
+
+    def scores(self, step: int) -> Scores | None:
+        """What the evaluation behind `step` gave, also before the run was continued."""
+        return self._scores.get(step)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _rows(path: Path, keep: int) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the last line of a run that was killed
+            continue
+    return [row for row in rows if row["step"] <= keep]
+
+
+class EpochRecord:
+    """The steps of an epoch: a row of the log for each, and `note`, the epoch so far in words."""
+
+    def __init__(self, config: Config, epoch: int, batches: TrainBatches, log: MetricsLog) -> None:
+        self.note = "was at its end already"  # where a run was stopped behind the last step
+        self._config, self._epoch, self._batches, self._log = config, epoch, batches, log
+        self._batch = config.identities_per_batch * config.images_per_identity
+        self._seen, self._correct, self._loss = 0, 0, 0.0
+        self._clock = time.perf_counter()
+
+    def add(self, step: int, rate: float, result: StepResult) -> None:
+        """Step `step` (from 0), made at learning rate `rate`, is done.
+
+        FloatingPointError: its loss is not finite.
+        """
+        epoch, steps = self._epoch, len(self._batches)
+        if not math.isfinite(result.loss):
+            raise FloatingPointError(
+                f"the loss is {result.loss} in epoch {epoch + 1}, step {step + 1}; "
+                "a lower learning_rate may help"
+            )
+        self._seen += self._batch
+        self._correct += result.correct
+        self._loss += result.loss * self._batch
+        elapsed = time.perf_counter() - self._clock
+        speed, waiting = self._seen / elapsed, self._batches.waited / elapsed
+        accuracy = self._correct / self._seen
+        self._log.write(
+            step=epoch * steps + step + 1,
+            epoch=epoch + 1,
+            loss=result.loss,
+            loss_id=result.identity,
+            loss_triplet=result.triplet,
+            lr=rate,
+            accuracy=round(accuracy, 4),
+            images_per_s=round(speed, 1),
+            waiting=round(waiting, 3),
+            **({} if result.grad_norm is None else {"grad_norm": result.grad_norm}),
+        )
+        left = (self._config.epochs - epoch) * steps - step - 1
+        self.note = f"loss {self._loss / self._seen:.2f}, accuracy {accuracy:.0%}"
+        self.note += f", {speed:.0f} images/s, {_duration(left * self._batch / speed)} left"
+        if waiting > WORTH_SAYING:
+            self.note += f", {waiting:.0%} of it waiting for images"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
