@@ -1,42 +1,55 @@
-// What the extension says about itself; its operators register themselves when it is loaded.
-#include <pybind11/pybind11.h>
-
-#include <string>
+// What the extension says about itself; its operators register themselves when it is loaded. In
+// Python's limited API, so that one library serves every release.
+#include <Python.h>
 
 #include "cpu/gemm.h"
 #include "cpu/passes.h"
 
-namespace py = pybind11;
-
 namespace {
 
-std::string compiler() {
 #if defined(__clang__)
-  return "clang " __clang_version__;
+constexpr char kCompiler[] = "clang " __clang_version__;
 #elif defined(__GNUC__)
-  return "gcc " __VERSION__;
+constexpr char kCompiler[] = "gcc " __VERSION__;
 #else
-  return "unknown";
+constexpr char kCompiler[] = "unknown";
+#endif
+
+PyObject* build_info(PyObject*, PyObject*) {
+#ifdef RGA_CUDA  // how the kernels of csrc/cuda were compiled
+  return Py_BuildValue("{s:s,s:s,s:s,s:s}", "compiler", kCompiler, "instruction_set",
+                       rga::instruction_set(), "products", rga::gemm_library(), "cuda", RGA_CUDA);
+#else
+  return Py_BuildValue("{s:s,s:s,s:s}", "compiler", kCompiler, "instruction_set",
+                       rga::instruction_set(), "products", rga::gemm_library());
 #endif
 }
 
-py::dict build_info() {
-  py::dict info;
-  info["compiler"] = compiler();
-  info["instruction_set"] = rga::instruction_set();
-  info["products"] = rga::gemm_library();
-#ifdef RGA_CUDA  // how the kernels of csrc/cuda were compiled
-  info["cuda"] = RGA_CUDA;
-#endif
-  return info;
+PyObject* use_gemm_library(PyObject*, PyObject* on) {
+  const int truth = PyObject_IsTrue(on);
+  if (truth < 0) return nullptr;
+  rga::use_gemm_library(truth);
+  Py_RETURN_NONE;
 }
+
+PyMethodDef methods[] = {
+    {"build_info", build_info, METH_NOARGS,
+     "Compiler, the instruction set that runs here, and what computes the products."},
+    {"use_gemm_library", use_gemm_library, METH_O,
+     "False: products through torch's dispatcher, as where torch exports no others."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "_C",
+                          "The compiled operators of rga_fast",
+                          -1,
+                          methods,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr};
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "The compiled operators of rga_fast";
-  m.def("build_info", &build_info,
-        "Compiler, the instruction set that runs here, and what computes the products.");
-  m.def("use_gemm_library", &rga::use_gemm_library, py::arg("on"),
-        "False: products through torch's dispatcher, as where torch exports no others.");
-}
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&definition); }
