@@ -68,7 +68,7 @@ suite() {
         --json "$out/bench_step.json"
     part warm_tests 50 "$python" bench/warm_triton.py --dtype float32,float16 --layout $layouts \
         --defaults "${small[@]}"
-    part tests 120 "$python" -m pytest -q -m gpu --tb=short -p no:cacheprovider
+    part tests 120 "$python" -m pytest tests -q -m gpu --tb=short -p no:cacheprovider
     part bench_rga_compiled $limit "$python" bench/bench_rga.py "${rga[@]}" "${compiled[@]}" \
         --json "$out/bench_rga-compiled.json"
     echo "results: $out"

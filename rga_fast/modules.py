@@ -1,7 +1,9 @@
 """The attention as a module, and its place in models that already hold the published one."""
 
+import math
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from rga_fast import dispatch, functional, validation
@@ -34,6 +36,9 @@ class RGA(nn.Module):
         relations, appearance: whether an attention value sees the node's relations, its features.
         embedding: "asymmetric" (theta and phi), "symmetric" (theta is phi) or "none" (both are the
             nodes themselves): Table 4 of the paper.
+        gate_bias: initial bias of the last normalisation of each branch: attention values begin
+            around sigmoid(gate_bias). 0 is the published start, which halves a map; with 4 a
+            network begins as it would without attention, see docs/results.md.
         impl: "auto" takes the fastest implementation for the input at hand, see `rga_fast.choose`.
         device, dtype: of the parameters, as for every torch module.
 
@@ -54,6 +59,7 @@ class RGA(nn.Module):
         relations: bool = True,
         appearance: bool = True,
         embedding: str = "asymmetric",
+        gate_bias: float = 0.0,
         impl: str = "auto",
         device: Any = None,
         dtype: Any = None,
@@ -72,6 +78,8 @@ class RGA(nn.Module):
         validation.check_choice("RGA", "impl", impl, dispatch.ARGUMENTS)
         if not (relations or appearance):
             raise ValueError("RGA: at least one of relations and appearance must be True")
+        if not math.isfinite(gate_bias):
+            raise ValueError(f"RGA: gate_bias must be finite, got {gate_bias}")
         self.channels, self.variant, self.impl = channels, variant, impl
 
         positions = self.size if isinstance(self.size, int) else self.size[0] * self.size[1]
@@ -87,7 +95,7 @@ class RGA(nn.Module):
             layers = {
                 "gx": _layer(d, c, factory) if appearance else None,
                 "gg": _layer(2 * n, m, factory) if relations else None,
-                "W": _perceptron(relations * m + appearance, down_ratio, factory),
+                "W": _perceptron(relations * m + appearance, down_ratio, gate_bias, factory),
                 "theta": _layer(d, c, factory) if embedded else None,
                 "phi": _layer(d, c, factory) if embedded and embedding == "asymmetric" else None,
             }
@@ -115,6 +123,32 @@ class RGA(nn.Module):
             spatial, channel = (functional.attention(x, b, self.impl) for b in branches)
             return (spatial + channel) / 2
         return functional.in_turn(x, branches, self.impl)
+
+    @torch.no_grad()
+    def attention_values(self, x: Tensor) -> dict[str, Tensor]:
+        """The attention values by which each branch multiplies a map, to be looked at.
+
+        The running statistics are used, as in evaluation, and nothing is tracked or recorded.
+
+        Args:
+            x: (B, channels, H, W), as for `forward`.
+
+        Returns:
+            By branch, in (0, 1): "spatial" (B, 1, H, W), "channel" (B, channels, 1, 1). A branch
+            that follows another sees the map that this one has multiplied.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        values = {}
+        try:
+            for view in VARIANTS[self.variant]:
+                values[view] = functional.attention_values(x, self.branch(view))
+                if self.variant != "s//c":
+                    x = x * values[view]
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return values
 
     def extra_repr(self) -> str:
         return f"{self.channels}, {self.size}, variant={self.variant!r}, impl={self.impl!r}"
@@ -203,8 +237,12 @@ def _layer(inputs: int, outputs: int, factory: dict[str, Any]) -> nn.Sequential:
     )
 
 
-def _perceptron(inputs: int, ratio: int, factory: dict[str, Any]) -> nn.Sequential:
+def _perceptron(
+    inputs: int, ratio: int, gate_bias: float, factory: dict[str, Any]
+) -> nn.Sequential:
     hidden = max(1, inputs // ratio)
+    norm = nn.BatchNorm2d(1, **factory)
+    nn.init.constant_(norm.bias, gate_bias)
     return _layer(inputs, hidden, factory).extend(
-        [nn.Conv2d(hidden, 1, 1, bias=False, **factory), nn.BatchNorm2d(1, **factory)]
+        [nn.Conv2d(hidden, 1, 1, bias=False, **factory), norm]
     )

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 
 class Branch(NamedTuple):
-    """The layers of one branch; a relation or appearance layer the branch does without is None.
+    """The layers of one branch; layers disabled by an ablation are None.
 
-    `theta`, `phi`, `psi` and `relation` are convolution, normalisation, activation; `weight` is the
-    two-layer perceptron of the attention value, up to its logit. With `relation` given, `phi` None
-    means that theta is phi (symmetric), `theta` None that both are the nodes themselves.
+    `theta`, `phi`, `psi` and `relation` are convolution, normalisation, activation; `perceptron` is
+    the two-layer perceptron of the attention value, up to its logit. With `relation` given, `phi`
+    None means that theta is phi (symmetric), `theta` None that both are the nodes themselves.
     """
 
     view: str  # "spatial" or "channel"
@@ -25,7 +25,7 @@ class Branch(NamedTuple):
     phi: nn.Sequential | None
     psi: nn.Sequential | None
     relation: nn.Sequential | None
-    weight: nn.Sequential
+    perceptron: nn.Sequential
 
 
 def nodes(x: Tensor, view: str) -> Tensor:
@@ -36,8 +36,12 @@ def nodes(x: Tensor, view: str) -> Tensor:
 
 def gate(x: Tensor, logit: Tensor, view: str) -> Tensor:
     """`x` (B, C, H, W) times the attention values sigmoid(logit), `logit` of shape (B, 1, n)."""
-    a = torch.sigmoid(logit)
-    return x * (a.view(-1, 1, *x.shape[2:]) if view == "spatial" else a.view(-1, x.shape[1], 1, 1))
+    return x * spread(torch.sigmoid(logit), x, view)
+
+
+def spread(a: Tensor, x: Tensor, view: str) -> Tensor:
+    """A value per node (B, 1, n), in a shape that broadcasts over the features of the map `x`."""
+    return a.view(-1, 1, *x.shape[2:]) if view == "spatial" else a.view(-1, x.shape[1], 1, 1)
 
 
 def apply(layer: nn.Sequential, V: Tensor) -> Tensor:
@@ -58,6 +62,11 @@ def stacked_relations(theta: Tensor, phi: Tensor) -> Tensor:
 
 def attention(x: Tensor, branch: Branch) -> Tensor:
     """One branch: (B, C, H, W) -> the same, each node scaled by its attention value."""
+    return gate(x, logit(x, branch), branch.view)
+
+
+def logit(x: Tensor, branch: Branch) -> Tensor:
+    """The logits (B, 1, n) of the attention values of a map (B, C, H, W)."""
     V = nodes(x, branch.view)  # (B, d, n)
     y = []
     if branch.psi is not None:
@@ -66,4 +75,4 @@ def attention(x: Tensor, branch: Branch) -> Tensor:
         theta = V if branch.theta is None else apply(branch.theta, V)  # (B, c, n)
         phi = theta if branch.phi is None else apply(branch.phi, V)
         y.append(apply(branch.relation, stacked_relations(theta, phi)))  # (B, m, n)
-    return gate(x, apply(branch.weight, torch.cat(y, dim=1)), branch.view)
+    return apply(branch.perceptron, torch.cat(y, dim=1))

@@ -73,6 +73,7 @@ def test_contact_sheet(drawn, tmp_path):
         contact_sheet(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_draws_and_shows_what_it_drew(tmp_path, capsys):
     assert cli.main(["synth", str(tmp_path / "people"), "--identities", "3"]) == 0
     told = capsys.readouterr().out

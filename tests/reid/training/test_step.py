@@ -226,6 +226,7 @@ def test_what_a_step_draws_depends_on_its_place():
     assert len({tuple(draws(*place)) for place in [(1, 2, 3, 0), *others]}) == 5
 
 
+@pytest.mark.slow
 def test_memory_of_a_step():
     """Weights exactly; the peak as torch's profiler sees it in a real step."""
     config = TINY.replace(height=64, width=32, base_width=16, impl="torch", ema=0.9)
