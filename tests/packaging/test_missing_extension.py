@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -30,9 +31,9 @@ def test_first_call_on_a_cpu_warns_once(recwarn):
     dispatch.choose("torch", x)
     dispatch.choose("auto", x.to("meta"))
     assert not recwarn
-    module(x)
-    module(x)
-    module.eval()(x)
+    warnings.simplefilter("always")  # Python's own filter would hide a second one
+    for training in (True, True, False):
+        module.train(training)(x)
     (warning,) = recwarn
     assert f"compiled extension is missing: {PROBLEM}" in str(warning.message)
     assert "Install a C++20 compiler" in str(warning.message)
