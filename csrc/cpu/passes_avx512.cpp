@@ -5,9 +5,8 @@
 #define RGA_VECTOR_BYTES 64
 #define RGA_PAIRS 12
 #ifdef __clang__
-#pragma clang attribute push(                                                                  \
-    __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512"))), \
-    apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512")
 #endif
