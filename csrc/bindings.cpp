@@ -5,6 +5,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/passes.h"
+#include "cpu/ranking.h"
 
 namespace py = pybind11;
 
@@ -25,6 +26,7 @@ py::dict build_info() {
   info["compiler"] = compiler();
   info["instruction_set"] = rga::instruction_set();
   info["products"] = rga::gemm_library();
+  info["ranking"] = rga::ranking_passes() ? "fused" : "torch";
 #ifdef RGA_CUDA  // how the kernels of csrc/cuda were compiled
   info["cuda"] = RGA_CUDA;
 #endif
