@@ -30,8 +30,8 @@ class Distances(Protocol):
     def device(self) -> torch.device: ...
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """(stop - start, gallery images) float32. The same values whenever `start` is a multiple
-        of `GRID` and the rows are at most `GRID`."""
+        """(stop - start, gallery images) float32. Where `start` is a multiple of `GRID` and `stop`
+        is one or the number of queries, the values do not depend on how many rows are asked for."""
         ...
 
 
@@ -92,9 +92,19 @@ class FeatureDistances:
         with _full_precision(self.device):
             for first in range(0, len(self.gallery), COLUMNS):
                 columns = slice(first, min(first + COLUMNS, len(self.gallery)))
-                products = query @ self.gallery_rows(columns).T
-                out[:, columns] = self.of_products(products, columns)
+                gallery = self.gallery_rows(columns).T
+                for row in range(0, len(query), GRID):
+                    out[row : row + GRID, columns] = query[row : row + GRID] @ gallery
+                self.of_products(out[:, columns], columns)
         return out
+
+    def squared(self, distances: Tensor, queries: Tensor) -> Tensor:
+        """The squares of distances (n, ...) of these queries (n,): of the cosine distance, or of
+        the Euclidean one with the query's square added again."""
+        if self.metric == "cosine":
+            return distances.clamp(min=0).square()
+        squares = self._query_norms[queries].square()
+        return (distances + squares.view(-1, *[1] * (distances.ndim - 1))).clamp(min=0)
 
     def _prepared(self, features: Tensor, norms: Tensor) -> Tensor:
         features = features.float()

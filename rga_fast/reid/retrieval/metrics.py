@@ -14,8 +14,8 @@ from torch import Tensor
 from rga_fast.reid.retrieval.distances import Distances, FeatureDistances
 from rga_fast.reid.retrieval.ranking import (
     BLOCK,
-    LabelValues,
     Labels,
+    LabelValues,
     Ranking,
     Rule,
     find_hits,
@@ -142,9 +142,9 @@ def cmc(scores: QueryScores, length: int) -> Tensor:
     """
     valid = summary(scores).valid_queries
     first = scores.first[scores.valid].long()
-    return torch.bincount(first.clamp(max=length + 1), minlength=length + 2)[
-        1 : length + 1
-    ].cumsum(0) / float(valid)
+    return torch.bincount(first.clamp(max=length + 1), minlength=length + 2)[1 : length + 1].cumsum(
+        0
+    ) / float(valid)
 
 
 def single_shot_cmc(
