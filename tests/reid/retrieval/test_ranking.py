@@ -1,5 +1,7 @@
 """Ranks of the hits against a slow, obvious loop: every rule, both ways, every division."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,9 +35,8 @@ def loop_ranking(distances, labels, rule):
 
 
 def found(ranking):
-    begin = ranking.begin.tolist()
     pairs = list(zip(ranking.images.tolist(), ranking.ranks.tolist(), strict=True))
-    return [pairs[a:b] for a, b in zip(begin[:-1], begin[1:], strict=True)]
+    return [pairs[a:b] for a, b in itertools.pairwise(ranking.begin.tolist())]
 
 
 @st.composite
