@@ -25,7 +25,8 @@ from rga_fast.reid.checkpoint import make_network
 from rga_fast.reid.config import RECIPES, Config
 from rga_fast.reid.data.augment import Augmentation
 from rga_fast.reid.data.datasets import Split, open_dataset
-from rga_fast.reid.data.loader import TrainBatches, available_cores, open_images
+from rga_fast.reid.data.images import available_cores, open_images
+from rga_fast.reid.data.loader import TrainBatches
 from rga_fast.reid.data.sampler import IdentitySampler
 from rga_fast.reid.synth import write_dataset
 from rga_fast.reid.training.losses import reid_losses

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from rga_fast import testing
 from rga_fast.modules import VARIANTS
-from rga_fast.reid.network.reidnet import ARCHITECTURES, ReidNet, ReidOutput
+from rga_fast.reid.network.reidnet import ReidNet, ReidOutput
+from rga_fast.reid.network.resnet import ARCHITECTURES
 from rga_fast.reid.training.losses import reid_losses
 
 NONE = "no attention"
@@ -59,8 +60,10 @@ class Setup(NamedTuple):
 
 def make_model(args: argparse.Namespace, impl: str) -> ReidNet:
     torch.manual_seed(0)
-    variant, impl = (None, "auto") if impl == NONE else (args.variant, impl)
-    model = ReidNet(args.arch, NUM_CLASSES, args.size, variant=variant, impl=impl)
+    options = {"attention": "none"}
+    if impl != NONE:
+        options = {"attention": f"rga-{args.variant}", "impl": impl}
+    model = ReidNet(args.arch, NUM_CLASSES, args.size, **options)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     return model.to(device=args.device, memory_format=layout)
 

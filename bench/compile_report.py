@@ -96,8 +96,8 @@ def launches(args: argparse.Namespace) -> list[Launch]:
         shapes = [testing.STAGES[int(stage)] for stage in args.stages]
         for shape, view, *kind in itertools.product(shapes, args.views, args.dtype, args.layout):
             list(module_results(shape, view, *kind))
-            if args.cuts and view != "both":
-                for name, arguments in _cut_arguments(shape, view, *kind):
+            if args.stages_too and view != "both":
+                for name, arguments in _stage_arguments(shape, view, *kind):
                     kernels.LAUNCHERS[name](*arguments)
     return list(found.values())
 
@@ -144,7 +144,9 @@ def _map_and_layers(
     return V, layers
 
 
-def _cut_arguments(shape: Shape, view: str, dtype: str, layout: str) -> Iterator[tuple[str, tuple]]:
+def _stage_arguments(
+    shape: Shape, view: str, dtype: str, layout: str
+) -> Iterator[tuple[str, tuple]]:
     """Of the operators that a process group takes."""
     V, [weights] = _map_and_layers(shape, view, dtype, layout)
     (B, _, n), meta = V.shape, V.new_empty
@@ -193,7 +195,7 @@ def _kind(parameter: Any, value: Any) -> Any:
     return 1 if value == 1 else f"{16 if value % 16 == 0 else 1} n"
 
 
-# How it is compiled: as Triton's own launch would, told of what is divisible by 16.
+# How it is compiled: as by Triton's own launch, which specialises on divisibility by 16.
 
 
 def compiled(launch: Launch, target: GPUTarget) -> Any:
@@ -299,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--targets", type=common.listed(*TARGETS), default=list(TARGETS))
     parser.add_argument("--loops", action="store_true", help="instructions of loops (not of AMD's)")
     add_selection(parser)
-    parser.set_defaults(cuts=True)
+    parser.set_defaults(stages_too=True)
     args = parser.parse_args(arguments)
     found = selected(args)
     wrong = 0

@@ -37,7 +37,7 @@ def make_problem(
     if training and dtype == torch.float32:
         move_off_kinks(module, x)
     elif training:  # rounding that coarse crosses any gap
-        module = testing.leave_the_kinks(module, x).float()
+        module = testing.move_off_relu_kinks(module, x).float()
     return Problem(module, x, dout)
 
 

@@ -46,7 +46,7 @@ def _share(args: argparse.Namespace, index: int, processes: int) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = common.parser(__doc__)
     compile_report.add_selection(parser)
-    parser.set_defaults(views=["both"], layout=["contiguous", "channels_last"], cuts=False)
+    parser.set_defaults(views=["both"], layout=["contiguous", "channels_last"], stages_too=False)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():

@@ -1,6 +1,5 @@
 """Triton kernels, one file per operator; `call` runs one of rga_fast/fused/ops.py by name."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -37,10 +36,6 @@ LAUNCHERS = {
     "relate_bwd": relate_bwd.relate_bwd,
     "embed_bwd": embed.embed_bwd,
 }
-NAMES = {
-    name: [p.name for p in inspect.signature(f).parameters.values() if p.default is p.empty]
-    for name, f in LAUNCHERS.items()
-}
 
 
 def call(name: str, *args: Any) -> Any:
@@ -49,7 +44,7 @@ def call(name: str, *args: Any) -> Any:
     Raises:
         RuntimeError: for arguments that do not fit together.
     """
-    checks.check(name, dict(zip(NAMES[name], args, strict=True)))
+    checks.check(name, ops.named(name, args))
     x: Tensor = args[0]
     if x.shape[0] == 0 or x.shape[-1] == 0:  # no values: gradients of weights are sums of nothing
         results = ops.fake(name, *args, low_products=True)

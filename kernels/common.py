@@ -41,8 +41,8 @@ def activated(x, norm, rows, row):
 
 
 @triton.jit
-def through_norm(dy, xhat, rstd, weight, means, rows, row):
-    """The gradient before a normalisation from that behind it, a tile (row, node)."""
+def batch_norm_backward(dy, xhat, rstd, weight, means, rows, row):
+    """The gradient before a normalisation from that after it, a tile (row, node)."""
     mean_dy = tl.load(means + row, row < rows, 0.0)
     mean_dy_xhat = tl.load(means + rows + row, row < rows, 0.0)
     dx = dy - mean_dy[:, None] - xhat * mean_dy_xhat[:, None]
@@ -71,7 +71,7 @@ def load_nodes(
 ):  # fmt: skip
     """A tile (row, node) of theta and phi: rows of E, normalised, or of V itself.
 
-    `offset` of a row says where it begins. What lies beyond the nodes is finite, not zero.
+    `offset` of a row is where it begins. Values beyond the nodes are finite, not zero.
     """
     mask = valid[:, None] & (node < n)[None, :]
     x = tl.load(nodes + offset[:, None] + node[None, :] * stride_n, mask, 0.0)
@@ -81,8 +81,8 @@ def load_nodes(
 
 
 class Gate(NamedTuple):
-    """What the features of a map are multiplied by on load, each by its own: the attention values
-    (B, d) of the branch before, or its logits and how they are normalised."""
+    """Factors of the features of a map, applied on load: the attention values (B, d) of the branch
+    before, or its logits and their normalisation."""
 
     values: Tensor
     norm: Tensor | None = None

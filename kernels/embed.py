@@ -7,6 +7,7 @@ from torch import Tensor
 from rga_fast.kernels.common import (
     Gate,
     attention_value,
+    batch_norm_backward,
     cdiv,
     gate_arguments,
     load_gate,
@@ -14,7 +15,6 @@ from rga_fast.kernels.common import (
     lowered,
     multiply,
     splits,
-    through_norm,
 )
 from rga_fast.kernels.launch import Kernel, jit, precision
 from rga_fast.kernels.statistics import Finish, merged, parts_of_stats, store_stats, summed
@@ -55,10 +55,10 @@ def embed_fwd_kernel(
 def embed_bwd_norm_kernel(
     dE, E, norm_e, means_e, dx, n, r, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of E before its normalisation, which may replace that behind it.
+    """The gradient of E before its normalisation, which may overwrite that after it.
 
-    A program: (row tile, node tile, image). Made once, because every feature tile of the products
-    with it would make it again.
+    A program: (row tile, node tile, image). Computed once, because every feature tile of the
+    products with it would recompute it.
     """
     tiles_r = tl.cdiv(r, BLOCK_R)
     tiles_n = tl.cdiv(n, BLOCK_N)
@@ -71,7 +71,7 @@ def embed_bwd_norm_kernel(
     mean, rstd, weight, _ = load_norm(norm_e, r, row)
     dy = tl.load(dE + at, mask, 0.0).to(tl.float32)
     xhat = (tl.load(E + at, mask, 0.0).to(tl.float32) - mean[:, None]) * rstd[:, None]
-    x = through_norm(dy, xhat, rstd, weight, means_e, r, row)
+    x = batch_norm_backward(dy, xhat, rstd, weight, means_e, r, row)
     tl.store(dx + at, x.to(dx.dtype.element_ty), mask)
 
 
@@ -82,7 +82,7 @@ def embed_bwd_nodes_kernel(
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """dV = W_e^T dx + dout a; of a gated map the gradient behind the gate, and `dgate`, that of
+    """dV = W_e^T dx + dout a; of a gated map the gradient after the gate, and `dgate`, that of
     the attention values, summed over a node tile. A program: (feature tile, node tile, image)."""
     tiles_d = tl.cdiv(d, BLOCK_D)
     tiles_n = tl.cdiv(n, BLOCK_N)
@@ -158,7 +158,8 @@ EMBED_FWD = Kernel(
         {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3},
     ],
 )
-# Bound by memory: whole cache lines. One alone: timing several would repeat what is done in place.
+# Bound by memory: whole cache lines. One configuration only: timing several would repeat what is
+# done in place.
 EMBED_BWD_NORM = Kernel(
     embed_bwd_norm_kernel,
     {"BLOCK_R": "r", "BLOCK_N": "n"},

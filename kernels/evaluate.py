@@ -7,10 +7,11 @@ import triton.language as tl
 from torch import Tensor
 
 from rga_fast.fused.ops import halves
+from rga_fast.fused.structure import Structure
 from rga_fast.kernels.common import Gate, cdiv, gate_arguments, load_gate, multiply, relu
 from rga_fast.kernels.gate import store_gated
 from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision
-from rga_fast.kernels.perceptron import through_psi, through_relations
+from rga_fast.kernels.perceptron import add_hidden_of_relations, hidden_of_psi
 from rga_fast.kernels.relate import Nodes, columns, relations
 
 
@@ -98,7 +99,7 @@ def attend_kernel(
     """Z, the perceptron and the gate of some nodes, all features; where VALUES are wanted, `out`
     (B, n) gets these and nothing is gated. A program: (node tile, image).
 
-    More than one tile of units, above 64, makes Z again for each.
+    More than one tile of units, above 64, recomputes Z for each.
     """
     tiles_n = tl.cdiv(n, BLOCK_N)
     b = (tl.program_id(0) // tiles_n).to(tl.int64)
@@ -110,7 +111,7 @@ def attend_kernel(
     logit = tl.zeros([BLOCK_N], tl.float32)
     for tile in tl.static_range(TILES_K):
         unit = tile * BLOCK_K + tl.arange(0, BLOCK_K)
-        hidden = through_psi(weight_h, y_psi, unit, m, k, p)
+        hidden = hidden_of_psi(weight_h, y_psi, unit, m, k, p)
         for start in range(0, m, BLOCK_M):
             row = start + tl.arange(0, BLOCK_M)
             z = relations(
@@ -119,7 +120,7 @@ def attend_kernel(
             )  # fmt: skip
             shift = tl.load(table + rows + r + row, row < m, 0.0)
             y = relu(z + shift[:, None]).to(V.dtype.element_ty)
-            hidden = through_relations(weight_h, y, hidden, unit, row, m, k, p, PRECISION)
+            hidden = add_hidden_of_relations(weight_h, y, hidden, unit, row, m, k, p, PRECISION)
         at = table + r + m + unit
         scale, shift = tl.load(at, unit < k, 0.0), tl.load(at + rows, unit < k, 0.0)
         w = tl.load(weight_l + unit, unit < k, 0.0)
@@ -162,7 +163,8 @@ def attention(
     V: Tensor, weights: list[Tensor], norms: list[Tensor], eps: list[float], embeddings: int,
     relations: bool, appearance: bool,
 ) -> Tensor:  # fmt: skip
-    return _attention(V, None, weights, norms, eps, embeddings, relations, appearance)
+    structure = Structure(embeddings, relations, appearance)
+    return _attention(V, None, weights, norms, eps, structure)
 
 
 def attention_pair(
@@ -170,27 +172,24 @@ def attention_pair(
     relations: bool, appearance: bool,
 ) -> Tensor:  # fmt: skip
     """Between the branches are attention values; the map, where it is what the nodes are."""
-    kind = embeddings, relations, appearance
+    structure = Structure(embeddings, relations, appearance)
     first, second = zip(*map(halves, (weights, norms, eps)), strict=True)
     if relations and not embeddings:
-        V, gate = attention(V, *first, *kind), None
+        V, gate = _attention(V, None, *first, structure), None
     else:
-        gate = Gate(_attention(V, None, *first, *kind, values=True))
-    return _attention(V.transpose(1, 2), gate, *second, *kind).transpose(1, 2)
+        gate = Gate(_attention(V, None, *first, structure, values=True))
+    return _attention(V.transpose(1, 2), gate, *second, structure).transpose(1, 2)
 
 
 def _attention(
     V: Tensor, gate: Gate | None, weights: Sequence[Tensor], norms: Sequence[Tensor],
-    eps: Sequence[float], embeddings: int, relations: bool, appearance: bool, values: bool = False,
+    eps: Sequence[float], structure: Structure, values: bool = False,
 ) -> Tensor:  # fmt: skip
     """The gated map, or the attention `values` (B, n)."""
     B, d, n = V.shape
     weight_h, weight_l = weights[-2:]
-    psi_rows = len(weights[embeddings]) if appearance else 0
-    m = len(weights[-3]) if relations else 0
-    r, k = sum(len(w) for w in weights[: embeddings + appearance]), len(weight_h)
-    q = r - psi_rows if embeddings else d
-    folded, table = _folded(V, weights, norms, eps, embeddings + appearance + relations)
+    r, m, q, k, p, psi_rows = structure.sizes(weights, d)
+    folded, table = _folded(V, weights, norms, eps, structure.layers - 2)
     rows = table.shape[1]
     on_load, gated = gate_arguments(gate, V)
 
@@ -207,18 +206,17 @@ def _attention(
             GATED=gated, PRECISION=precision(V),
         )  # fmt: skip
         psi_tiles = cdiv(psi_rows, config["BLOCK_R"])
-    nodes = E if embeddings else V
+    nodes = E if structure.embeddings else V
     PQ = V.new_empty(B, m, q)
-    if relations:
-        halves = 2 if embeddings == 2 else 1
-        x = Nodes(nodes, nodes.stride(), q, halves, False)
+    if structure.relations:
+        x = Nodes(nodes, nodes.stride(), q, max(structure.embeddings, 1), False)
         columns(x, table, folded[r * d :].view(m, 2 * n), PQ)
     out = table.new_empty(B, n) if values else torch.empty_like(V)
     block_k = min(power_of_2(k), 64)
     ATTEND(
         lambda g: cdiv(n, g["BLOCK_N"]) * B,
         V, *on_load, nodes, PQ, psi, weight_h, weight_l, table, out, *V.stride(), *nodes.stride(),
-        d, n, m, q, k, int(appearance), r, psi_rows, psi_tiles, rows,
+        d, n, m, q, k, p, r, psi_rows, psi_tiles, rows,
         VALUES=values, GATED=gated, PRECISION=precision(V),
         TILES_K=cdiv(k, block_k), BLOCK_K=block_k,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The perceptron that turns what a node sees, y = [psi, relu(norm(Z))], into its logit."""
+"""The perceptron: a node's input y = [psi, relu(norm(Z))] to its logit."""
 
 import triton
 import triton.language as tl
@@ -11,14 +11,14 @@ from rga_fast.kernels.statistics import Finish, merged, parts_of_stats, store_st
 
 
 @triton.jit
-def through_psi(weight_h, psi, unit, m, k, p):
-    """The part of W_1 y that psi has: a float32 tile (unit, node) of one image."""
+def hidden_of_psi(weight_h, psi, unit, m, k, p):
+    """psi's share of W_1 y: a float32 tile (unit, node) of one image."""
     w = tl.load(weight_h + unit * (p + m), unit < k * p, 0.0)
     return w[:, None] * psi[None, :]
 
 
 @triton.jit
-def through_relations(weight_h, y, hidden, unit, row, m, k, p, PRECISION: tl.constexpr):
+def add_hidden_of_relations(weight_h, y, hidden, unit, row, m, k, p, PRECISION: tl.constexpr):
     """Adds W_1 y for a tile (row, node) of activated relations."""
     mask = (unit < k)[:, None] & (row < m)[None, :]
     w = tl.load(weight_h + unit[:, None] * (p + m) + p + row[None, :], mask, 0.0)
@@ -27,7 +27,7 @@ def through_relations(weight_h, y, hidden, unit, row, m, k, p, PRECISION: tl.con
 
 @triton.jit
 def load_units_weight(weight_h, row, unit, m, k, p, DTYPE: tl.constexpr):
-    """A tile (row, unit) of the part of W_1^T that the relations have."""
+    """A tile (row, unit) of the columns of W_1 that multiply the relations, transposed."""
     mask = (row < m)[:, None] & (unit < k)[None, :]
     return tl.load(weight_h + unit[None, :] * (p + m) + p + row[:, None], mask, 0.0).to(DTYPE)
 
@@ -47,7 +47,7 @@ def hidden_fwd_kernel(
     unit = tl.program_id(0) % tiles_k * BLOCK_K + tl.arange(0, BLOCK_K)
     node = part % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     y_psi = tl.load(psi + b * p * n + node, node < n * p, 0.0)
-    acc = through_psi(weight_h, y_psi, unit, m, k, p)
+    acc = hidden_of_psi(weight_h, y_psi, unit, m, k, p)
     DTYPE: tl.constexpr = Z.dtype.element_ty
     x = load_factors(
         nodes + b * stride_b, norm_e, node, stride_d, stride_n, n, q, rows, STORED, NORMALISED,
@@ -58,7 +58,7 @@ def hidden_fwd_kernel(
         P = load_P(PQ + b * m * q, row, m, q, DTYPE, STORED, BLOCK_F)
         z = load_Z(Z + b * m * n, P, x, row, node, n, m, STORED, PRECISION, BLOCK_M, BLOCK_N)
         y = activated(z, norm_z, m, row).to(DTYPE)
-        acc = through_relations(weight_h, y, acc, unit, row, m, k, p, PRECISION)
+        acc = add_hidden_of_relations(weight_h, y, acc, unit, row, m, k, p, PRECISION)
     acc = tl.where((node < n)[None, :], acc, 0.0)
     to = hidden + b * k * n + unit[:, None] * n + node[None, :]
     tl.store(to, acc, (unit < k)[:, None] & (node < n)[None, :])
@@ -89,7 +89,7 @@ def logit_fwd_kernel(
     store_stats(parts, part.to(tl.int64), acc[None, :], one, 1, node < n, count)
 
 
-# These read or make Z once, or read the hidden layer: a wide block of nodes, and m in few steps.
+# Z is read or recomputed once, the hidden layer read: a wide block of nodes, and m in few steps.
 HIDDEN_FWD = Kernel(
     hidden_fwd_kernel,
     {"BLOCK_K": "k", "BLOCK_N": "n", "BLOCK_M": "m"},

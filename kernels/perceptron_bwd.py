@@ -7,15 +7,15 @@ from torch import Tensor
 
 from rga_fast.kernels.common import (
     activated,
+    batch_norm_backward,
     cdiv,
     load_norm,
     multiply,
     relu,
     splits,
-    through_norm,
 )
 from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision
-from rga_fast.kernels.perceptron import load_units_weight, through_psi, through_relations
+from rga_fast.kernels.perceptron import add_hidden_of_relations, hidden_of_psi, load_units_weight
 from rga_fast.kernels.relate import (
     Relations,
     load_factors,
@@ -31,8 +31,8 @@ from rga_fast.kernels.statistics import Total, summed
 
 @triton.jit
 def hidden_gradient(hidden, norm_h, weight_l, dl, unit, node, n, k):
-    """Of a tile (unit, node) of one image: the gradient behind its normalisation, xhat, and what
-    `through_norm` needs."""
+    """Of a tile (unit, node) of one image: the gradient after its normalisation, xhat, and the
+    rest of what `batch_norm_backward` takes."""
     mask = (unit < k)[:, None] & (node < n)[None, :]
     mean, rstd, weight, bias = load_norm(norm_h, k, unit)
     x = tl.load(hidden + unit[:, None] * n + node[None, :], mask, 0.0)
@@ -51,10 +51,10 @@ def logit_bwd_kernel(
     BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """Z, where it is stored, and W_1 y once more, and the gradient up to W_1 y with its sums.
+    """Recomputes Z, where it is stored, and W_1 y; the gradient up to W_1 y with its sums.
 
-    A program: (tile of units, node tile, image). More than one tile of units, above 64, makes Z
-    again for each.
+    A program: (tile of units, node tile, image). More than one tile of units, above 64,
+    recomputes Z for each.
     """
     tiles_k = tl.cdiv(k, BLOCK_K)
     tiles_n = tl.cdiv(n, BLOCK_N)
@@ -64,11 +64,11 @@ def logit_bwd_kernel(
     unit = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
     node = (part % tiles_n).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
     y_psi = tl.load(psi + b * p * n + node, node < n * p, 0.0)
-    acc = through_psi(weight_h, y_psi, unit, m, k, p)
+    acc = hidden_of_psi(weight_h, y_psi, unit, m, k, p)
     nodes += b * stride_b
     PQ += b * m * q
     DTYPE: tl.constexpr = Z.dtype.element_ty
-    own = tl.where(tile_k == 0, n, 0)  # nodes whose Z and dl this program stores
+    stored = tl.where(tile_k == 0, n, 0)  # nodes whose Z and dl this program stores
     x = load_factors(
         nodes, norm_e, node, stride_d, stride_n, n, q, rows, STORED, NORMALISED, BLOCK_F
     )
@@ -79,13 +79,13 @@ def logit_bwd_kernel(
                 PQ, nodes, norm_e, row, node, stride_d, stride_n, n, m, q, rows, NORMALISED,
                 PRECISION, BLOCK_M, BLOCK_N, BLOCK_Q,
             ).to(DTYPE)  # fmt: skip
-            mask = (row < m)[:, None] & (node < own)[None, :]
+            mask = (row < m)[:, None] & (node < stored)[None, :]
             tl.store(Z + b * m * n + row[:, None] * n + node[None, :], z, mask)
         else:
             P = load_P(PQ, row, m, q, DTYPE, STORED, BLOCK_F)
             z = load_Z(Z, P, x, row, node, n, m, STORED, PRECISION, BLOCK_M, BLOCK_N)
         y = activated(z, norm_z, m, row).to(DTYPE)
-        acc = through_relations(weight_h, y, acc, unit, row, m, k, p, PRECISION)
+        acc = add_hidden_of_relations(weight_h, y, acc, unit, row, m, k, p, PRECISION)
     mask = (unit < k)[:, None] & (node < n)[None, :]
     tl.store(hidden + b * k * n + unit[:, None] * n + node[None, :], acc, mask)
 
@@ -94,7 +94,7 @@ def logit_bwd_kernel(
     dy_l = tl.load(dlogit + b * n + node, node < n, 0.0)
     dx_l = (dy_l - tl.load(means_l) - xhat_l * tl.load(means_l + 1)) * (rstd * weight)
     dx_l = tl.where(node < n, dx_l, 0.0)
-    tl.store(dl + b * n + node, dx_l, node < own)
+    tl.store(dl + b * n + node, dx_l, node < stored)
 
     mean_h, rstd_h, weight_n, bias_h = load_norm(norm_h, k, unit)
     xhat = (acc - mean_h[:, None]) * rstd_h[:, None]
@@ -111,7 +111,7 @@ def logit_bwd_kernel(
 def load_dhidden(hidden, norm_h, means_h, weight_l, dl, unit, node, n, k):
     """A tile (unit, node) of d(W_1 y) of one image; zero beyond both."""
     dy, xhat, rstd, weight = hidden_gradient(hidden, norm_h, weight_l, dl, unit, node, n, k)
-    dx = through_norm(dy, xhat, rstd, weight, means_h, k, unit)
+    dx = batch_norm_backward(dy, xhat, rstd, weight, means_h, k, unit)
     return tl.where((unit < k)[:, None] & (node < n)[None, :], dx, 0.0)
 
 
@@ -123,7 +123,7 @@ def hidden_bwd_kernel(
     BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr, TILES_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """d(W_1 y), dW_1 and the sums of the gradient behind the normalisation of Z.
+    """d(W_1 y), dW_1 and the sums of the gradient after the normalisation of Z.
 
     A program: (row tile, tile of units, share of all node tiles). Only those of the first row tile
     store d(W_1 y), only those of the first tile of units the sums.
@@ -201,7 +201,7 @@ LOGIT_BWD = Kernel(
 )  # fmt: skip
 # Where all of theta and phi stay with the program: wide blocks of nodes by few warps cost the
 # fewest instructions for each value of Z.
-LOGIT_BWD_AGAIN = Kernel(
+LOGIT_BWD_RECOMPUTED = Kernel(
     logit_bwd_kernel,
     {"BLOCK_K": "k", "BLOCK_M": "m", "BLOCK_N": "n", "BLOCK_Q": "q"},
     [
@@ -211,7 +211,7 @@ LOGIT_BWD_AGAIN = Kernel(
          "num_stages": 2},
     ],
 )  # fmt: skip
-# Tall tiles, because d(W_1 y) is made for each tile of rows; larger ones spill.
+# Tall tiles, because d(W_1 y) is recomputed for each tile of rows; larger ones spill.
 HIDDEN_BWD = Kernel(
     hidden_bwd_kernel,
     {"BLOCK_M": "m", "BLOCK_N": "n"},
@@ -232,7 +232,7 @@ def logit_bwd(
     hidden = psi.new_empty(B, k, n)
     dl, dweight_l = torch.empty_like(logit), torch.empty_like(weight_l)
     z = Relations(Z, PQ, norm_e, x)
-    kernel = LOGIT_BWD if z.stored else LOGIT_BWD_AGAIN
+    kernel = LOGIT_BWD if z.stored else LOGIT_BWD_RECOMPUTED
     parts = psi.new_empty(B * cdiv(n, kernel.smallest("BLOCK_N")), 3 * k)
     config = kernel(
         lambda g: cdiv(k, g["BLOCK_K"]) * cdiv(n, g["BLOCK_N"]) * B,
@@ -248,7 +248,7 @@ def hidden_bwd(
     norm_h: Tensor, means_h: Tensor, weight_l: Tensor, dl: Tensor, whole: bool = False,
     total: Total = summed,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """In a `whole` branch `dhidden` has the dtype of the map, as the products behind it have."""
+    """In a `whole` branch `dhidden` has the dtype of the map, as the products that take it have."""
     z = of_memory(Z, norm_z) if isinstance(Z, Tensor) else Z
     (B, _, n), m, k, p = z.Z.shape, norm_z.shape[1], len(weight_h), psi.shape[1]
     dhidden = torch.empty_like(hidden, dtype=z.Z.dtype if whole else hidden.dtype)

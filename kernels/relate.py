@@ -42,9 +42,9 @@ def nodes_of(V: Tensor, E: Tensor, embeddings: int, psi_rows: int) -> Nodes:
 
 
 class Relations(NamedTuple):
-    """Z for the kernels behind it: in memory, or made again of P, Q, theta and phi by each."""
+    """Z for the kernels after it: in memory, or recomputed from P, Q, theta and phi in each."""
 
-    Z: Tensor  # (B, m, n), or (B, 0, n) where it is made again
+    Z: Tensor  # (B, m, n), or (B, 0, n) where it is recomputed
     PQ: Tensor
     norm_e: Tensor
     nodes: Nodes
@@ -68,13 +68,13 @@ class Relations(NamedTuple):
 
 
 def of_memory(Z: Tensor, norm_z: Tensor) -> Relations:
-    """Of a Z in memory alone."""
+    """A Z that is in memory, whatever it was computed from."""
     return Relations(Z, Z, norm_z, Nodes(Z, Z.stride(), 0, 1, False))
 
 
 def rows_kept(V: Tensor, m: int, x: Nodes) -> int:
-    """How many rows of Z are stored: all or none. None where theta and phi have fewer, to be read
-    instead, and fit one block."""
+    """How many rows of Z are stored: all or none. None where theta and phi have fewer, which
+    are then read instead, and fit one block."""
     exact = V.dtype == torch.float32 and precision(V) == "ieee"
     return 0 if x.q < m and x.q <= (EXACT if exact else 64) else m
 
@@ -109,7 +109,7 @@ def columns_kernel(
     row = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) // tiles_m % tiles_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
     b = (column // c).to(tl.int64)
-    factor = column % c + (HALVES - 1 - half) * c  # P is made of phi, Q of theta
+    factor = column % c + (HALVES - 1 - half) * c  # P is computed from phi, Q from theta
     offset = b * stride_b + factor * stride_d
     acc = tl.zeros([BLOCK_Q, BLOCK_M], tl.float32)
     for start in range(0, n, BLOCK_N):
@@ -149,7 +149,7 @@ def load_factors(
     nodes, norm_e, node, stride_d, stride_n, n, q, rows, STORED: tl.constexpr,
     NORMALISED: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """All theta and phi of some nodes of an image, where `load_Z` makes Z of them."""
+    """All theta and phi of some nodes of an image, where `load_Z` recomputes Z from them."""
     x = 0
     if not STORED:
         factor = tl.arange(0, BLOCK_F)
@@ -164,7 +164,7 @@ def load_factors(
 def load_P(
     PQ, row, m, q, DTYPE: tl.constexpr, STORED: tl.constexpr, BLOCK_F: tl.constexpr
 ):  # fmt: skip
-    """Rows of P and Q of an image, where `load_Z` makes Z of them."""
+    """Rows of P and Q of an image, where `load_Z` recomputes Z from them."""
     P = 0
     if not STORED:
         factor = tl.arange(0, BLOCK_F)
@@ -178,10 +178,10 @@ def load_Z(
     Z, rows_of_P, x, row, node, n, m, STORED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A tile (row, node) of Z of one image: from memory, or of what `load_P` and `load_factors`
-    returned, the one that stays outside of a loop.
+    """A tile (row, node) of Z of one image: from memory, or recomputed from what `load_P` and
+    `load_factors` returned, of which one is loaded outside of the loop.
 
-    Zero beyond the rows; what lies beyond the nodes is finite.
+    Zero beyond the rows; finite beyond the nodes.
     """
     if STORED:
         mask = (row < m)[:, None] & (node < n)[None, :]
@@ -268,7 +268,7 @@ def relate_fwd(
     V: Tensor, E: Tensor, norm_e: Tensor, weight_z: Tensor, embeddings: int, psi_rows: int,
     whole: bool = False, finish: Finish = merged,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """In a `whole` branch Z is (B, 0, n) where it is better made again, and P and Q have the dtype
+    """In a `whole` branch Z is (B, 0, n) where recomputing it is better, and P and Q have the dtype
     of the map, to which every product rounds them."""
     (B, _, n), m, r = V.shape, len(weight_z), E.shape[1]
     x = nodes_of(V, E, embeddings, psi_rows)

@@ -6,13 +6,13 @@ import triton.language as tl
 from torch import Tensor
 
 from rga_fast.kernels.common import (
+    batch_norm_backward,
     cdiv,
     load_nodes,
     load_norm,
     lowered,
     multiply,
     splits,
-    through_norm,
 )
 from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision
 from rga_fast.kernels.perceptron import load_units_weight
@@ -52,7 +52,7 @@ def dZ_of(
     mean, rstd, weight, bias = load_norm(norm_z, m, row)
     xhat = (z.to(tl.float32) - mean[:, None]) * rstd[:, None]
     dy = tl.where(xhat * weight[:, None] + bias[:, None] > 0, dy, 0.0)
-    dz = through_norm(dy, xhat, rstd, weight, means_z, m, row)
+    dz = batch_norm_backward(dy, xhat, rstd, weight, means_z, m, row)
     return tl.where((row < m)[:, None] & (node < n)[None, :], dz, 0.0).to(DTYPE)
 
 
@@ -64,7 +64,7 @@ def columns_bwd_kernel(
     BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dPQ = dZ [theta; phi]^T. A program: (row tile, column tile, image)."""
-    tl.static_assert(STORED or BLOCK_F == BLOCK_Q, "a column tile has all factors, if Z is made")
+    tl.static_assert(STORED or BLOCK_F == BLOCK_Q, "Z is recomputed from a tile of all factors")
     tiles_m = tl.cdiv(m, BLOCK_M)
     tiles_q = tl.cdiv(q, BLOCK_Q)
     rest = tl.program_id(0) // tiles_m
@@ -97,7 +97,7 @@ def columns_bwd_kernel(
 def store_gradient(
     dy, E, norm_e, dE, parts, part, row, valid, node, r, n,
 ):  # fmt: skip
-    """A tile of the gradient of E behind its normalisation, with its sums over the nodes."""
+    """A tile of the gradient of E after its normalisation, with its sums over the nodes."""
     mask = valid[:, None] & (node < n)[None, :]
     at = row[:, None] * n + node[None, :]
     mean, rstd, weight, bias = load_norm(norm_e, r, row)

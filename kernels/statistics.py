@@ -15,9 +15,9 @@ from torch import Tensor
 from rga_fast.kernels.common import cdiv
 from rga_fast.kernels.launch import Kernel, jit
 
-# What a launcher does with the statistics that its kernel left: `merged`, or `Cut.table`.
+# What a launcher does with the statistics that its kernel left: `merged`, or `Stage.table`.
 Finish = Callable[[Tensor, Tensor, int], Tensor]
-# What one does with sums that its kernel left, the first of another width: `summed`, `Cut.means`.
+# What one does with sums that its kernel left, the first of another width: `summed`, `Stage.means`.
 Total = Callable[[Tensor, int, Tensor | None, int], Tensor]
 
 
@@ -199,9 +199,9 @@ def summed(parts: Tensor, count: int, first: Tensor | None, rows: int = 0) -> Te
     return sums
 
 
-class Cut(NamedTuple):
-    """The layers of a whole branch that are normalised at one cut, and where their rows lie in what
-    is returned for all layers."""
+class Stage(NamedTuple):
+    """The layers of a whole branch that are normalised at one stage, and where their rows are in
+    what is returned for all layers."""
 
     widths: tuple[int, ...]
     batch: tuple[bool, ...]

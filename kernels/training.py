@@ -1,18 +1,16 @@
 """A branch in training as one operator, and two of them, between which no map is stored.
 
 The second branch reads the map of the first and the attention values of that. The gradient of these
-values is made where the second makes that of its map. So four maps fewer are read or written.
+values is computed where the second computes that of its map. Four maps fewer are read or written.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from rga_fast.fused import operands
 from rga_fast.fused.ops import halves
-from rga_fast.fused.staged import Saved
+from rga_fast.fused.shapes import Saved
+from rga_fast.fused.structure import Structure
 from rga_fast.kernels.common import Gate
 from rga_fast.kernels.embed import (
     embed_bwd_nodes,
@@ -25,52 +23,51 @@ from rga_fast.kernels.perceptron import hidden_fwd, logit_fwd
 from rga_fast.kernels.perceptron_bwd import hidden_bwd, logit_bwd
 from rga_fast.kernels.relate import Relations, nodes_of, relate_fwd
 from rga_fast.kernels.relate_bwd import relate_bwd
-from rga_fast.kernels.statistics import Cut, Finish, Total
+from rga_fast.kernels.statistics import Finish, Stage, Total
 
 
 class Branch:
-    """The layers of a branch, and the cuts at which they are normalised: embeddings, relations,
-    hidden layer, logit."""
+    """The layers of a branch, and the stages at which they are normalised."""
 
     def __init__(
-        self, V: Tensor, weights: Sequence[Tensor], batch: Sequence[bool], kind: Sequence[Any]
+        self, V: Tensor, weights: Sequence[Tensor], batch: Sequence[bool], structure: Structure
     ) -> None:
-        embeddings, _, appearance = kind
-        self.kind = embeddings, len(weights[embeddings]) if appearance else 0
-        self.slices = operands.slices(*kind)
-        stacked, relation = weights[self.slices[0]], weights[self.slices[1]]
+        self.rows_of = structure.embeddings, structure.psi_rows(weights)
+        self.weight_e = structure.stacked(weights, V)
+        self.weight_z = structure.relation_weight(weights, V)
         self.weight_h, self.weight_l = weights[-2:]
-        none = self.weight_l.new_empty
-        self.weight_e = torch.cat(list(stacked)) if stacked else none(0, V.shape[1])
-        self.weight_z = relation[0] if relation else none(0, 2 * V.shape[2])
+        self.slices = structure.stages
         widths = [len(weight) for weight in weights]
         self.rows = sum(widths)
-        self.cuts = [
-            Cut(tuple(widths[at]), tuple(batch[at]), sum(widths[: at.start]), self.rows)
+        self.stages = [
+            Stage(tuple(widths[at]), tuple(batch[at]), sum(widths[: at.start]), self.rows)
             for at in self.slices
         ]
 
     def tables(
         self, norms: Sequence[Tensor], eps: Sequence[float], tracked: Tensor
     ) -> list[Finish]:
-        def finish(cut: Cut, at: slice) -> Finish:
+        def finish(stage: Stage, at: slice) -> Finish:
             own = norms[4 * at.start : 4 * at.stop], eps[at]
-            return lambda parts, V, block: cut.table(parts, V, block, *own, tracked)
+            return lambda parts, V, block: stage.table(parts, V, block, *own, tracked)
 
-        return [finish(cut, at) for cut, at in zip(self.cuts, self.slices, strict=True)]
+        return [finish(stage, at) for stage, at in zip(self.stages, self.slices, strict=True)]
 
     def totals(self, sums: Tensor, values: int) -> list[Total]:
-        def total(cut: Cut) -> Total:
-            return lambda parts, count, first, rows=0: cut.means(parts, count, first, sums, values)
+        def total(stage: Stage) -> Total:
+            def means(parts: Tensor, count: int, first: Tensor | None, rows: int = 0) -> Tensor:
+                return stage.means(parts, count, first, sums, values)
 
-        return [total(cut) for cut in self.cuts]
+            return means
+
+        return [total(stage) for stage in self.stages]
 
 
 def training_fwd(
     V: Tensor, weights: list[Tensor], norms: list[Tensor], eps: list[float], batch: list[bool],
     embeddings: int, relations: bool, appearance: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    branch = Branch(V, weights, batch, (embeddings, relations, appearance))
+    branch = Branch(V, weights, batch, Structure(embeddings, relations, appearance))
     saved, tracked = _forward(branch, V, None, norms, eps)
     return gate_fwd(V, saved.logit, saved.norm_l), *saved, tracked
 
@@ -79,10 +76,10 @@ def training_pair_fwd(
     V: Tensor, weights: list[Tensor], norms: list[Tensor], eps: list[float], batch: list[bool],
     embeddings: int, relations: bool, appearance: bool,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-    kind = embeddings, relations, appearance
+    structure = Structure(embeddings, relations, appearance)
     one, two = zip(*map(halves, (weights, norms, eps, batch)), strict=True)
     W = V.transpose(1, 2)
-    first, second = Branch(V, one[0], one[3], kind), Branch(W, two[0], two[3], kind)
+    first, second = Branch(V, one[0], one[3], structure), Branch(W, two[0], two[3], structure)
     kept, tracked = _forward(first, V, None, *one[1:3])
     gate = Gate(kept.logit, kept.norm_l)
     saved, other = _forward(second, W, gate, *two[1:3])
@@ -95,7 +92,7 @@ def training_bwd(
     norm_z: Tensor, norm_h: Tensor, norm_l: Tensor, weights: list[Tensor], batch: list[bool],
     embeddings: int, relations: bool, appearance: bool, need_dV: bool, need_dweight: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    branch = Branch(V, weights, batch, (embeddings, relations, appearance))
+    branch = Branch(V, weights, batch, Structure(embeddings, relations, appearance))
     saved = Saved(E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l)
     dV, _, *gradients = _backward(branch, dout, V, None, None, saved, need_dV, need_dweight)
     return dV, *gradients
@@ -105,10 +102,10 @@ def training_pair_bwd(
     dout: Tensor, V: Tensor, saved: list[Tensor], weights: list[Tensor], batch: list[bool],
     embeddings: int, relations: bool, appearance: bool, need_dV: bool, need_dweight: list[bool],
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-    kind = embeddings, relations, appearance
+    structure = Structure(embeddings, relations, appearance)
     one, two = zip(*map(halves, (saved, weights, batch, need_dweight)), strict=True)
     W = V.transpose(1, 2)
-    first, second = Branch(V, *one[1:3], kind), Branch(W, *two[1:3], kind)
+    first, second = Branch(V, *one[1:3], structure), Branch(W, *two[1:3], structure)
     kept = Saved(*one[0])
     gate = Gate(kept.logit, kept.norm_l)
     dW, dgate, *others = _backward(
@@ -126,9 +123,9 @@ def _forward(
     at_e, at_z, at_h, at_l = branch.tables(norms, eps, tracked)
     E, norm_e = embed_fwd(V, branch.weight_e, gate, at_e)
     PQ, Z, psi, norm_z = relate_fwd(
-        V, E, norm_e, branch.weight_z, *branch.kind, whole=True, finish=at_z
+        V, E, norm_e, branch.weight_z, *branch.rows_of, whole=True, finish=at_z
     )
-    z = Relations(Z, PQ, norm_e, nodes_of(V, E, *branch.kind))
+    z = Relations(Z, PQ, norm_e, nodes_of(V, E, *branch.rows_of))
     hidden, norm_h = hidden_fwd(psi, z, norm_z, branch.weight_h, at_h)
     logit, norm_l = logit_fwd(hidden, norm_h, branch.weight_l, at_l)
     return Saved(E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l), tracked
@@ -139,7 +136,7 @@ def _backward(
     need_dV: bool, need_dweight: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """dV, the gradient of `gate`, and what else `training_bwd` returns. `dgate` is the gradient of
-    the branch's own attention values, where the branch behind it left that."""
+    the branch's own attention values, where the branch after it left that."""
     E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l = saved
     weight_h, weight_l = branch.weight_h, branch.weight_l
     sums = weight_l.new_empty(2, branch.rows)
@@ -150,15 +147,15 @@ def _backward(
         dlogit, means_l = gate_sum(dgate, logit, norm_l, of_l)
     Z, hidden, dl, dweight_l, means_h = logit_bwd(
         V, E, norm_e, PQ, psi, norm_z, weight_h, norm_h, weight_l, logit, norm_l, dlogit, means_l,
-        *branch.kind, whole=True, total=of_h,
+        *branch.rows_of, whole=True, total=of_h,
     )  # fmt: skip
-    z = Relations(Z, PQ, norm_e, nodes_of(V, E, *branch.kind))
+    z = Relations(Z, PQ, norm_e, nodes_of(V, E, *branch.rows_of))
     dhidden, dweight_h, means_z = hidden_bwd(
         psi, z, norm_z, weight_h, hidden, norm_h, means_h, weight_l, dl, whole=True, total=of_z
     )
     del hidden
     dE, dnodes, dweight_z, means_e = relate_bwd(
-        V, E, norm_e, branch.weight_z, PQ, Z, norm_z, means_z, weight_h, dhidden, *branch.kind,
+        V, E, norm_e, branch.weight_z, PQ, Z, norm_z, means_z, weight_h, dhidden, *branch.rows_of,
         total=of_e,
     )  # fmt: skip
     del Z, z, dhidden

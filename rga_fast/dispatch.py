@@ -1,20 +1,16 @@
 """Which implementation runs, and why."""
 
-from types import ModuleType
 from typing import NamedTuple
 
 from torch import Tensor
 
 from rga_fast import validation
 from rga_fast.fused import cpp, cuda, operands, triton
+from rga_fast.fused.backend import Backend
 from rga_fast.reference import Branch
 
 # The fused implementations, the fastest of a device first.
-FUSED: dict[str, tuple[ModuleType, str]] = {
-    "cpp": (cpp, "fused C++ operators, the fastest on a CPU"),
-    "cuda": (cuda, "fused CUDA C++ kernels"),
-    "triton": (triton, "fused Triton kernels"),
-}
+FUSED: dict[str, Backend] = {b.name: b for b in (cpp.BACKEND, cuda.BACKEND, triton.BACKEND)}
 IMPLEMENTATIONS = ("reference", "torch", *FUSED)
 ARGUMENTS = ("auto", *IMPLEMENTATIONS)
 
@@ -39,7 +35,7 @@ def implementations() -> list[Implementation]:
     return [
         Implementation("reference", True, "the published form, affinity matrix and all"),
         Implementation("torch", True, "reassociated products in plain PyTorch, on every device"),
-        *(Implementation(name, m.available(), m.note()) for name, (m, _) in FUSED.items()),
+        *(Implementation(b.name, b.available(), b.note()) for b in FUSED.values()),
     ]
 
 
@@ -57,24 +53,24 @@ def choose(impl: str, x: Tensor, branch: Branch | None = None) -> Choice:
     if impl in ("reference", "torch"):
         return Choice(impl, "asked for by name")
     problems = []
-    for name, (module, reason) in FUSED.items():
-        if impl not in ("auto", name):
+    for backend in FUSED.values():
+        if impl not in ("auto", backend.name):
             continue
-        problem = module.problem(x)
+        problem = backend.problem(x)
         if problem is None and branch is not None:
             problem = operands.unsupported(branch)
-        if impl == name:
-            _check_named(name, module, problem)
+        if impl == backend.name:
+            _check_named(backend, problem)
             return Choice(impl, "asked for by name")
-        problem = problem or module.PASSED_OVER
+        problem = problem or backend.passed_over
         if problem is None:
-            return Choice(name, reason)
-        problems.append(f"not {name}: {problem}")
+            return Choice(backend.name, backend.reason)
+        problems.append(f"not {backend.name}: {problem}")
     return Choice("torch", "; ".join(["plain PyTorch runs on every device", *problems]))
 
 
-def _check_named(name: str, module: ModuleType, problem: str | None) -> None:
+def _check_named(backend: Backend, problem: str | None) -> None:
     if problem is not None:
-        cause = module.import_error()
+        cause = backend.import_error()
         error = NotImplementedError if cause is None else RuntimeError
-        raise error(f"rga_fast: impl={name!r} cannot run here: {problem}") from cause
+        raise error(f"rga_fast: impl={backend.name!r} cannot run here: {problem}") from cause

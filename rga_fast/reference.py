@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 
 class Branch(NamedTuple):
-    """The layers of one branch; a relation or appearance layer the branch does without is None.
+    """The layers of one branch; layers disabled by an ablation are None.
 
-    `theta`, `phi`, `psi` and `relation` are convolution, normalisation, activation; `weight` is the
-    two-layer perceptron of the attention value, up to its logit. With `relation` given, `phi` None
-    means that theta is phi (symmetric), `theta` None that both are the nodes themselves.
+    `theta`, `phi`, `psi` and `relation` are convolution, normalisation, activation; `perceptron` is
+    the two-layer perceptron of the attention value, up to its logit. With `relation` given, `phi`
+    None means that theta is phi (symmetric), `theta` None that both are the nodes themselves.
     """
 
     view: str  # "spatial" or "channel"
@@ -25,7 +25,7 @@ class Branch(NamedTuple):
     phi: nn.Sequential | None
     psi: nn.Sequential | None
     relation: nn.Sequential | None
-    weight: nn.Sequential
+    perceptron: nn.Sequential
 
 
 def nodes(x: Tensor, view: str) -> Tensor:
@@ -66,4 +66,4 @@ def attention(x: Tensor, branch: Branch) -> Tensor:
         theta = V if branch.theta is None else apply(branch.theta, V)  # (B, c, n)
         phi = theta if branch.phi is None else apply(branch.phi, V)
         y.append(apply(branch.relation, stacked_relations(theta, phi)))  # (B, m, n)
-    return gate(x, apply(branch.weight, torch.cat(y, dim=1)), branch.view)
+    return gate(x, apply(branch.perceptron, torch.cat(y, dim=1)), branch.view)

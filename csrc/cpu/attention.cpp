@@ -55,7 +55,7 @@ Layers<T> layers_of(const Nodes& V, const std::vector<Tensor>& weights,
   return l;
 }
 
-// A row of W_theta, W_phi or W_psi after the other; where they lie apart, a product for each.
+// The rows of W_theta, W_phi and W_psi; a product for each where they are not adjacent in memory.
 template <class T>
 struct Piece {
   const T* weight;
@@ -314,7 +314,7 @@ Tensor attention(const Tensor& V, std::vector<Tensor> weights, std::vector<Tenso
   return out;
 }
 
-// The second branch works in place, on the result of the first turned around.
+// The second branch works in place, on the transposed view of the first one's result.
 Tensor attention_pair(const Tensor& V, std::vector<Tensor> weights, std::vector<Tensor> norms,
                       std::vector<double> eps, int64_t embeddings, bool relations,
                       bool appearance) {

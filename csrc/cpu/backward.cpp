@@ -88,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> logit_bwd(
       }
       store<T, S>(Zb, s.m * n, data<S>(Z) + b * s.m * n);
       T* dlb = data<T>(dl) + b * n;
-      passes<T>().through(false, 1, n, row_l.data(), cdata<T>(logit) + b * n, n,
-                          cdata<T>(dlogit) + b * n, n, dlb, n);
+      passes<T>().norm_backward(false, 1, n, row_l.data(), cdata<T>(logit) + b * n, n,
+                                cdata<T>(dlogit) + b * n, n, dlb, n);
       passes<T>().weighted_sum_bwd(k, n, rows_h.data(), cdata<T>(weight_l), dlb, hb, n,
                                    dots.first(b), partial.first(b), partial.second(b));
     });

@@ -27,7 +27,8 @@ struct RelateBwd {
       const int64_t width = std::min(step, n - start);
       gemm<T>(true, false, s.m, width, k, cdata<T>(weight_h) + s.p, inputs, dhb + start, n, 0, dZ,
               width);
-      passes<T>().through(true, s.m, width, rows_z.data(), Zb + start, n, dZ, width, dZ, width);
+      passes<T>().norm_backward(true, s.m, width, rows_z.data(), Zb + start, n, dZ, width, dZ,
+                                width);
       embedded.times_transposed(s.m, s.q, 0, dZ, width, start, width, start ? 1 : 0, dPQ, s.q);
       gemm<T>(true, false, s.q, width, s.m, PQb, s.q, dZ, width, 0, dnodes + start, n);
     }
@@ -202,8 +203,8 @@ std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const 
     for_each(B, r * n * d, [&](int64_t b, int t) {
       const T* Eb = load<T, S>(cdata<S>(E) + b * r * n, r * n, scratch(t, 3));
       T* dEb = data<T>(before) + b * r * n;
-      const T* behind = load<T, S>(cdata<S>(dE) + b * r * n, r * n, dEb);
-      passes<T>().through(false, r, n, rows.data(), Eb, n, behind, n, dEb, n);
+      const T* after = load<T, S>(cdata<S>(dE) + b * r * n, r * n, dEb);
+      passes<T>().norm_backward(false, r, n, rows.data(), Eb, n, after, n, dEb, n);
       if (!need_dV) return;
       T *a = scratch(t, 0), *dVb = target<T, S>(data<S>(dV) + b * d * n, scratch(t, 2));
       attention_values(n, row_l, cdata<T>(logit) + b * n, a);

@@ -1,4 +1,4 @@
-// The branch in training, forward, cut where batch statistics are needed.
+// The branch in training, forward: a stage ends where batch statistics are needed.
 #include <torch/csrc/stable/library.h>
 
 #include "operators.h"

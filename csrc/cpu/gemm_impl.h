@@ -1,8 +1,8 @@
-// Products of one thread in float32. Included by one file per instruction set, inside a namespace
-// of its own and after every other header.
+// Products of one thread in float32. Included by one file per instruction set, inside a
+// dedicated namespace and after every other header.
 //
-// C (M x N) is made in tiles of kRows rows and two vectors of columns. A block of B lies packed in
-// strips of that width in the second-level cache, a panel of kRows rows of A in the first: each
+// C (M x N) is computed in tiles of kRows rows and two vectors of columns. A block of B is packed
+// in strips of that width in the second-level cache, a panel of kRows rows of A in the first: each
 // tile reads both from front to back.
 
 constexpr int64_t kLanes = Vector<float>::width;

@@ -36,7 +36,7 @@ struct Passes {
   // dot[r] += sum of dl * relu(normalised x[r]): the gradients of a weighted sum.
   void (*weighted_sum_bwd)(int64_t rows, int64_t n, const Row<T>* row, const T* weight, const T* dl,
                            const T* x, int64_t ld, double* dot, double* sum, double* sum_xhat);
-  // dx[r, i] of that, through the normalisation.
+  // dx[r, i] of the same sum, before the normalisation.
   void (*weighted_sum_dx)(int64_t rows, int64_t n, const Row<T>* row, const T* weight, const T* dl,
                           const T* x, int64_t ld, T* dx, int64_t ldd);
   // dy = 0 where the activation is; sum[r] += sum(dy), sum_xhat[r] += sum(dy * xhat).
@@ -45,8 +45,8 @@ struct Passes {
   void (*mask)(int64_t rows, int64_t n, const Row<T>* row, const T* x, int64_t ldx, const T* dy,
                int64_t ldd, T factor, T* masked, int64_t ldm, double* sum, double* sum_xhat);
   // dx = scale * (dy - mean_dy - xhat * mean_dyx), dy masked by the activation first if `masks`.
-  void (*through)(bool masks, int64_t rows, int64_t n, const Row<T>* row, const T* x, int64_t ldx,
-                  const T* dy, int64_t ldd, T* dx, int64_t ldo);
+  void (*norm_backward)(bool masks, int64_t rows, int64_t n, const Row<T>* row, const T* x,
+                        int64_t ldx, const T* dy, int64_t ldd, T* dx, int64_t ldo);
   // The gate: nodes are columns (out[r, i] = x[r, i] * a[i]) or rows (out[r, i] = x[r, i] * a[r]).
   void (*scale_columns)(int64_t rows, int64_t n, const T* x, int64_t ldx, const T* a, T* out,
                         int64_t ldo);
@@ -55,7 +55,7 @@ struct Passes {
   void (*dot_columns)(int64_t rows, int64_t n, const T* x, const T* y, T* sum);
   void (*dot_rows)(int64_t rows, int64_t n, const T* x, const T* y, T* sum);
   void (*add)(int64_t n, const T* x, T* y);  // y += x
-  // `gemm` on the calling thread, K > 0; null where this instruction set has none of its own.
+  // `gemm` on the calling thread, K > 0; null where this instruction set has no dedicated one.
   void (*multiply)(bool ta, bool tb, int64_t M, int64_t N, int64_t K, const T* A, int64_t lda,
                    const T* B, int64_t ldb, bool add, T* C, int64_t ldc) = nullptr;
 };

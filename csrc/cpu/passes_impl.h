@@ -1,4 +1,4 @@
-// The bodies of passes.h. Included by one file per instruction set, inside a namespace of its own
+// The bodies of passes.h. Included by one file per instruction set, inside a dedicated namespace
 // and after every other header, so that no shared inline function is compiled for it.
 
 template <class T>
@@ -223,8 +223,8 @@ void mask(int64_t rows, int64_t n, const Row<T>* row, const T* x, int64_t ldx, c
 }
 
 template <class T>
-void through(bool masks, int64_t rows, int64_t n, const Row<T>* row, const T* x, int64_t ldx,
-             const T* dy, int64_t ldd, T* dx, int64_t ldo) {
+void norm_backward(bool masks, int64_t rows, int64_t n, const Row<T>* row, const T* x, int64_t ldx,
+                   const T* dy, int64_t ldd, T* dx, int64_t ldo) {
   for (int64_t r = 0; r < rows; ++r, x += ldx, dy += ldd, dx += ldo) {
     const Row<T> p = row[r];
     const T slope = p.rstd * p.mean_dyx;
@@ -302,9 +302,9 @@ void add(int64_t n, const T* x, T* y) {
 
 template <class T>
 constexpr Passes<T> table() {
-  return {stats<T>,           activate<T>, weighted_sum<T>, perceive<T>,      weighted_sum_bwd<T>,
-          weighted_sum_dx<T>, mask<T>,     through<T>,      scale_columns<T>, scale_rows<T>,
-          dot_columns<T>,     dot_rows<T>, add<T>,          nullptr};
+  return {stats<T>,           activate<T>, weighted_sum<T>,  perceive<T>,      weighted_sum_bwd<T>,
+          weighted_sum_dx<T>, mask<T>,     norm_backward<T>, scale_columns<T>, scale_rows<T>,
+          dot_columns<T>,     dot_rows<T>, add<T>,           nullptr};
 }
 
 constexpr Passes<float> kFloat = table<float>();

@@ -1,5 +1,5 @@
-// The branch in training with all its cuts in one operator, forward and backward: what travels
-// between the cuts costs Python more time than a narrow product takes.
+// The branch in training with all its stages in one operator, forward and backward: passing tensors
+// from stage to stage costs Python more time than a narrow product takes.
 #include <torch/csrc/stable/library.h>
 
 #include "image.h"
@@ -8,7 +8,7 @@
 namespace rga {
 namespace {
 
-// The layers theta, phi, psi, relation, W_1, W_2 (those present) and the cuts between them.
+// The layers theta, phi, psi, relation, W_1, W_2 (those present), by the stage that has them.
 class Layers {
  public:
   Layers(const Tensor& V, const std::vector<Tensor>& weights, const std::vector<bool>& batch,
@@ -46,9 +46,9 @@ class Layers {
   const Tensor& hidden() const { return weights[ends[2]]; }
   const Tensor& logit() const { return weights[ends[3]]; }
 
-  int64_t rows(int cut) const {
+  int64_t rows(int stage) const {
     int64_t total = 0;
-    for (size_t i = ends[cut]; i < ends[cut + 1]; ++i) total += weights[i].size(0);
+    for (size_t i = ends[stage]; i < ends[stage + 1]; ++i) total += weights[i].size(0);
     return total;
   }
 
@@ -58,7 +58,7 @@ class Layers {
   const std::vector<bool>& batch;
   const int64_t embeddings, count;
   int64_t psi_rows;
-  std::array<size_t, 5> ends;  // of the layers at cut i: ends[i] to ends[i + 1]
+  std::array<size_t, 5> ends;  // of the layers of stage i: ends[i] to ends[i + 1]
 };
 
 // Statistics of the batch become the tables that the layers are normalised by.
@@ -73,9 +73,9 @@ class Tables {
     tracked = make(l.V, {2, total}, l.compute);
   }
 
-  // The table (4, rows) of a cut; its mean and unbiased variance go into `tracked`.
-  Tensor operator()(int cut, const Tensor& stats) {
-    const int64_t rows = l.rows(cut);
+  // The table (4, rows) of a stage; its mean and unbiased variance go into `tracked`.
+  Tensor operator()(int stage, const Tensor& stats) {
+    const int64_t rows = l.rows(stage);
     Tensor table = make(l.V, {4, rows}, l.compute);
     with_types(l.compute, [&]<class T, class S>() {
       const T unbiased = l.count == 1 ? T(1) : T(l.count) / T(l.count - 1);
@@ -85,7 +85,7 @@ class Tables {
         seen[total + r] = cdata<T>(stats)[rows + r] * unbiased;
       }
       int64_t start = 0;
-      for (size_t i = l.ends[cut]; i < l.ends[cut + 1]; ++i) {
+      for (size_t i = l.ends[stage]; i < l.ends[stage + 1]; ++i) {
         const int64_t width = l.weights[i].size(0);
         const T* p[4];
         for (int part = 0; part < 4; ++part) {
@@ -136,12 +136,12 @@ training_fwd(const Tensor& V, std::vector<Tensor> weights, std::vector<Tensor> n
 }
 
 // The sums of a gradient per value; zero where running statistics were used.
-Tensor means_of(const Layers& l, int cut, const Tensor& sums) {
-  const int64_t rows = l.rows(cut);
+Tensor means_of(const Layers& l, int stage, const Tensor& sums) {
+  const int64_t rows = l.rows(stage);
   Tensor means = make(sums, {2, rows}, l.compute);
   with_types(l.compute, [&]<class T, class S>() {
     int64_t start = 0;
-    for (size_t i = l.ends[cut]; i < l.ends[cut + 1]; ++i)
+    for (size_t i = l.ends[stage]; i < l.ends[stage + 1]; ++i)
       for (const int64_t stop = start + l.weights[i].size(0); start < stop; ++start)
         for (const int64_t r : {start, rows + start})
           data<T>(means)[r] = l.batch[i] ? cdata<T>(sums)[r] / static_cast<T>(l.count) : T(0);
@@ -149,12 +149,12 @@ Tensor means_of(const Layers& l, int cut, const Tensor& sums) {
   return means;
 }
 
-Tensor joined(const Layers& l, std::initializer_list<Tensor> cuts) {
+Tensor joined(const Layers& l, std::initializer_list<Tensor> stages) {
   int64_t total = 0, start = 0;
-  for (const Tensor& sums : cuts) total += sums.size(1);
-  Tensor all = make(*cuts.begin(), {2, total}, l.compute);
+  for (const Tensor& sums : stages) total += sums.size(1);
+  Tensor all = make(*stages.begin(), {2, total}, l.compute);
   with_types(l.compute, [&]<class T, class S>() {
-    for (const Tensor& sums : cuts) {
+    for (const Tensor& sums : stages) {
       const int64_t rows = sums.size(1);
       std::copy_n(cdata<T>(sums), rows, data<T>(all) + start);
       std::copy_n(cdata<T>(sums) + rows, rows, data<T>(all) + total + start);

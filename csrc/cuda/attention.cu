@@ -21,7 +21,7 @@ prepare_kernel(Layers layers, T* tables, T* weight_e, int d, int64_t weights) {
     weight_e[i] = static_cast<const T*>(layers.layer[l].weight)[row * d + i % d];
   }
   if (static_cast<int64_t>(block_index()) * kThreads < weights) return;
-  // Each group of layers has a table of its own: the embeddings, then one layer after the other.
+  // Each group of layers has a separate table: the embeddings, then one layer after the other.
   T* table = tables;
   for (int l = 0, rows = 0, first = 0; l < layers.count; ++l) {
     const Layer& layer = layers.layer[l];

@@ -49,8 +49,8 @@ RGA_DEVICE Row<float> row_of(const Layer& layer, int row) {
   return {value(0), rstd, rstd * value(2), value(3)};
 }
 
-// An operand that stays in shared memory; rows from `rows` on are the last one again, so that no
-// address lies outside, and their products are not used.
+// An operand that stays in shared memory; rows from `rows` on repeat the last one, so that no
+// address is outside, and their products are not used.
 template <class S>
 struct Resident {
   const S* data;
@@ -219,7 +219,7 @@ RGA_DEVICE void relate(const Branch& s, const Places<S>& at, S* shared, int rank
 template <class S>
 RGA_DEVICE void attend(const Branch& s, const Places<S>& at, S* shared, const float* psi,
                        float* a) {
-  S* seen = shared + at.scratch;  // where the tile lies
+  S* seen = shared + at.scratch;  // where the tile is
   auto* tile = reinterpret_cast<float*>(shared + at.scratch);
   constexpr int kLdSeen = kTile + kPad;
   const auto* w_1 = static_cast<const float*>(s.hidden.weight);

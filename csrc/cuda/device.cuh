@@ -1,4 +1,4 @@
-// The instructions of the GPU that the kernels use, behind thin wrappers.
+// The instructions of the GPU that the kernels use, in thin wrappers.
 //
 // Compiled by nvcc they are what they say. Compiled by the host's compiler the same names come from
 // tests/emulate/emulate.h, so that every kernel runs, and is checked, without a GPU.

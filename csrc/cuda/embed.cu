@@ -46,7 +46,7 @@ embed_dV_kernel(const S* dout, const Compute<S>* logit, Norm<Compute<S>> norm_l,
   auto& shared = *shared_memory<Shared<S>>();
   const TileOfImage tile(kByRows ? d : n, kByRows ? n : d);
   const Cast<S, false> w(weight, d, r, d);
-  const Through<S, false> e(dE + tile.b * r * n, E + tile.b * r * n, norm_e, r, n);
+  const NormBackward<S, false> e(dE + tile.b * r * n, E + tile.b * r * n, norm_e, r, n);
   Accumulator<S> sum;
   if constexpr (kByRows)
     multiply(shared, sum, w, tile.m0, e, tile.n0, r);
@@ -86,7 +86,7 @@ embed_dweight_kernel(const S* V, const S* E, Norm<Compute<S>> norm_e, const S* d
   const TileOfImage tile(r, d);  // the "image" is the share
   Accumulator<S> sum;
   for (int64_t b = B * tile.b / splits; b < B * (tile.b + 1) / splits; ++b) {
-    const Through<S, true> e(dE + b * r * n, E + b * r * n, norm_e, r, n);
+    const NormBackward<S, true> e(dE + b * r * n, E + b * r * n, norm_e, r, n);
     const S* image = V + b * d * n;
     const Dense<S, kByRows> v(image, kByRows ? n : d, kByRows ? d : n, kByRows ? n : d);
     multiply(shared, sum, e, tile.m0, v, tile.n0, n);

@@ -48,7 +48,7 @@ gate_by_columns_kernel(const S* V, const Compute<S>* logit, Norm<Compute<S>> nor
   store8(out + at, v, d - feature, aligned);
 }
 
-// dlogit of 64 nodes behind the normalisation of the logit, with its sums.
+// dlogit of 64 nodes after the normalisation of the logit, with its sums.
 template <class S, bool kByRows>
 RGA_KERNEL(kThreads)
 gate_bwd_kernel(const S* dout, const S* V, const Compute<S>* logit, Norm<Compute<S>> norm,

@@ -182,9 +182,9 @@ struct Seen {
   }
 };
 
-// The gradient of E (row, node) of an image before the normalisation, from that behind it.
+// The gradient of E (row, node) of an image before the normalisation, from that after it.
 template <class S, bool kInner>
-struct Through {
+struct NormBackward {
   static constexpr bool kInnerK = kInner, kAsync = false;
   using T = Compute<S>;
   struct Raw {
@@ -195,7 +195,7 @@ struct Through {
   int r, n;
   bool aligned;
 
-  RGA_DEVICE Through(const S* dE, const S* E, const Norm<T>& norm, int r, int n)
+  RGA_DEVICE NormBackward(const S* dE, const S* E, const Norm<T>& norm, int r, int n)
       : dE(dE), E(E), norm(norm), r(r), n(n), aligned(aligned16(E, n) && aligned16(dE, n)) {}
   RGA_DEVICE Raw read(int outer, int inner) const {
     const int64_t at = static_cast<int64_t>(outer) * n + inner;
@@ -209,8 +209,8 @@ struct Through {
     const T mean_dy = norm.mean_dy(outer), mean_dyx = norm.mean_dyx(outer);
 #pragma unroll
     for (int i = 0; i < kEight; ++i) {
-      const T dx =
-          row.through(static_cast<T>(raw.dy.x[i]), static_cast<T>(raw.x.x[i]), mean_dy, mean_dyx);
+      const T dx = row.norm_backward(static_cast<T>(raw.dy.x[i]), static_cast<T>(raw.x.x[i]),
+                                     mean_dy, mean_dyx);
       if (inner + i < n) result.x[i] = static_cast<S>(dx);
     }
     return result;

@@ -332,7 +332,7 @@ std::tuple<Tensor, Tensor> embed_bwd(const Tensor& dout, const Tensor& V, const 
 }
 
 // Which layers a branch in evaluation has.
-struct Kind {
+struct Structure {
   int64_t embeddings;
   bool relations, appearance;
 };
@@ -340,8 +340,8 @@ struct Kind {
 // The layers of a branch in evaluation, in the order of the operator's lists.
 std::vector<Layer> layers_of(const Call& call, const std::vector<Tensor>& weights,
                              const std::vector<Tensor>& norms, const std::vector<double>& eps,
-                             const Kind& kind) {
-  const size_t count = kind.embeddings + kind.appearance + kind.relations + 2;
+                             const Structure& structure) {
+  const size_t count = structure.embeddings + structure.appearance + structure.relations + 2;
   STD_TORCH_CHECK(weights.size() == count && eps.size() == count && norms.size() == 4 * count,
                   "rga_fast: attention got the tensors of ", weights.size(), " layers, not of ",
                   count);
@@ -365,19 +365,22 @@ std::vector<Layer> layers_of(const Call& call, const std::vector<Tensor>& weight
 // The layers of a branch, whose sizes become known to the call.
 std::vector<Layer> see_layers(Call& call, const std::vector<Tensor>& weights,
                               const std::vector<Tensor>& norms, const std::vector<double>& eps,
-                              const Kind& kind) {
-  const auto layers = layers_of(call, weights, norms, eps, kind);
-  const size_t e = kind.embeddings + kind.appearance;
+                              const Structure& structure) {
+  const auto layers = layers_of(call, weights, norms, eps, structure);
+  const size_t e = structure.embeddings + structure.appearance;
   Shape& s = call.shape;
   int r = 0;
   for (size_t i = 0; i < e; ++i) r += layers[i].rows;
-  const int m = kind.relations ? layers[e].rows : 0;
-  call.see_embeddings(r, m, kind.embeddings, kind.appearance ? layers[e - 1].rows : 0);
+  const int m = structure.relations ? layers[e].rows : 0;
+  call.see_embeddings(r, m, structure.embeddings, structure.appearance ? layers[e - 1].rows : 0);
   s.k = layers[layers.size() - 2].rows;
   for (size_t i = 0; i < layers.size(); ++i) {
-    const bool embeds = i < e, relates = kind.relations && i == e, last = i + 1 == layers.size();
+    const bool embeds = i < e, relates = structure.relations && i == e,
+               last = i + 1 == layers.size();
     const int64_t columns = embeds ? s.d : relates ? 2 * int64_t{s.n} : last ? s.k : s.p + s.m;
-    const int64_t rows = embeds && i < static_cast<size_t>(kind.embeddings) ? s.c : last ? 1 : -1;
+    const int64_t rows = embeds && i < static_cast<size_t>(structure.embeddings) ? s.c
+                         : last                                                  ? 1
+                                                                                 : -1;
     STD_TORCH_CHECK(layers[i].columns == columns && (rows < 0 || layers[i].rows == rows),
                     "rga_fast: the weight of layer ", i, " does not fit, it is ",
                     shape_text(weights[i]));

@@ -75,8 +75,8 @@ logit_bwd_kernel(const T* hidden, Norm<T> norm_h, const T* weight, const T* logi
   const Eight<T> l = load8(logit + b * n + node, valid, false);
   Eight<T> g = load8(dlogit + b * n + node, valid, false);
   for (int x = 0; x < kEight; ++x)
-    g.x[x] =
-        x < valid ? row_l.through(g.x[x], l.x[x], norm_l.mean_dy(0), norm_l.mean_dyx(0)) : T(0);
+    g.x[x] = x < valid ? row_l.norm_backward(g.x[x], l.x[x], norm_l.mean_dy(0), norm_l.mean_dyx(0))
+                       : T(0);
   if (thread < kEight) store8(dl + b * n + node, g, valid, false);
 
   constexpr int kRows = kThreads / kEight;
@@ -113,7 +113,7 @@ dhidden_kernel(const T* hidden, Norm<T> norm_h, const T* weight, const T* dl, T*
   const int row = static_cast<int>(i / n % k);
   const Row<T> norm = norm_h.row(row);
   const T dy = norm.masked(weight[row] * dl[i / (int64_t{k} * n) * n + i % n], hidden[i]);
-  dhidden[i] = norm.through(dy, hidden[i], norm_h.mean_dy(row), norm_h.mean_dyx(row));
+  dhidden[i] = norm.norm_backward(dy, hidden[i], norm_h.mean_dy(row), norm_h.mean_dyx(row));
 }
 
 // The gradient of weight_h from a share of the images.
@@ -137,7 +137,7 @@ dweight_kernel(const Compute<S>* psi, const S* Z, Norm<Compute<S>> norm_z,
   });
 }
 
-// The sums of the gradient behind the normalisation of Z; the gradient itself is made again later.
+// The sums of the gradient after the normalisation of Z; the gradient itself is recomputed later.
 template <class S>
 RGA_KERNEL(kThreads)
 sums_z_kernel(const Compute<S>* weight, const Compute<S>* dhidden, const S* Z,

@@ -28,7 +28,8 @@ dz_kernel(const Compute<S>* weight_h, const Compute<S>* dhidden, const S* Z,
     Eight<S> values;
     for (int x = 0; x < kEight; ++x) {
       const T zx = static_cast<T>(z.x[x]);
-      values.x[x] = static_cast<S>(norm.through(norm.masked(v[x], zx), zx, mean_dy, mean_dyx));
+      values.x[x] =
+          static_cast<S>(norm.norm_backward(norm.masked(v[x], zx), zx, mean_dy, mean_dyx));
     }
     store8(dZ + at, values, valid, aligned);
   });
@@ -56,7 +57,7 @@ dpq_kernel(const S* V, const S* E, Norm<Compute<S>> norm_e, const S* dZ, Compute
   });
 }
 
-// dE of theta and phi behind the normalisation, with its sums: dtheta = P^T dZ + dQ^T W_col and
+// dE of theta and phi after the normalisation, with its sums: dtheta = P^T dZ + dQ^T W_col and
 // dphi = Q^T dZ + dP^T W_row; or the gradient of V where that is theta and phi.
 template <class S, bool kEmbedded, bool kSummed>
 RGA_KERNEL(kThreads)
@@ -122,7 +123,7 @@ dpsi_kernel(const T* weight_h, const T* dhidden, T* dpsi, int n, int m, int k, i
   dpsi[i] = sum / static_cast<T>(psi_rows);
 }
 
-// dE of psi behind the normalisation, with its sums: 64 nodes of 16 rows for each block.
+// dE of psi after the normalisation, with its sums: 64 nodes of 16 rows for each block.
 template <class S>
 RGA_KERNEL(kThreads)
 dpsi_rows_kernel(const S* E, Norm<Compute<S>> norm_e, const Compute<S>* dpsi, S* dE,

@@ -25,7 +25,7 @@ RGA_DEVICE bool aligned16(const S* start, int64_t ld) {
   return reinterpret_cast<uintptr_t>(start) % 16 == 0 && ld * sizeof(S) % 16 == 0;
 }
 
-// The first `valid` of eight values from `p`; zero behind them.
+// The first `valid` of eight values from `p`; zero after them.
 template <class S>
 RGA_DEVICE Eight<S> load8(const S* p, int valid, bool aligned) {
   Eight<S> v;
@@ -73,7 +73,7 @@ struct Row {
   RGA_DEVICE T masked(T dy, T x) const { return normalised(x) > T(0) ? dy : T(0); }
   RGA_DEVICE T xhat(T x) const { return (x - mean) * rstd; }
   // The gradient before the normalisation.
-  RGA_DEVICE T through(T dy, T x, T mean_dy, T mean_dyx) const {
+  RGA_DEVICE T norm_backward(T dy, T x, T mean_dy, T mean_dyx) const {
     return scale * (dy - mean_dy - xhat(x) * mean_dyx);
   }
 };

@@ -1,6 +1,6 @@
-"""What a branch consists of, read from its modules for the fused operators."""
+"""From the modules of a branch to what the operators take: its structure and its tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -8,44 +8,28 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rga_fast.fused import ops
+from rga_fast.fused import ops, shapes
+from rga_fast.fused.structure import Structure
 from rga_fast.reference import Branch
 
 
 class Plan(NamedTuple):
-    """What a branch consists of. Layers in the order theta, phi, psi, relation, W_1, W_2."""
+    """How a branch is computed, whatever its tensors hold."""
 
     namespace: str
     view: str
-    embeddings: int  # of theta and phi: 2, 1 (theta is phi) or 0 (both are the nodes)
-    relations: bool
-    appearance: bool
+    structure: Structure
     batch: tuple[bool, ...]  # per layer: normalised by the statistics of the batch
     eps: tuple[float, ...]
     group: Any  # the process group that shares batch statistics, or None
+
+    def operator(self, name: str) -> Callable[..., Any]:
+        return getattr(getattr(torch.ops, self.namespace), name).default
 
     @property
     def whole(self) -> bool:
         """Whether a training step has one operator forward and one backward."""
         return self.group is None and "training_fwd" in ops.defined(self.namespace)
-
-    @property
-    def kind(self) -> tuple[int, bool, bool]:
-        return self.embeddings, self.relations, self.appearance
-
-    @property
-    def cuts(self) -> tuple[slice, slice, slice, slice]:
-        return slices(*self.kind)
-
-    def psi_rows(self, weights: Sequence[Tensor]) -> int:
-        return len(weights[self.embeddings]) if self.appearance else 0
-
-
-def slices(embeddings: int, relations: bool, appearance: bool) -> tuple[slice, slice, slice, slice]:
-    """The layers normalised at each cut: embeddings, relations, hidden layer, logit."""
-    e = embeddings + appearance
-    z = e + relations
-    return slice(0, e), slice(e, z), slice(z, z + 1), slice(z + 1, z + 2)
 
 
 class Layers(NamedTuple):
@@ -74,8 +58,8 @@ class Layers(NamedTuple):
         return [shift if t is None else t for *most, shift in four for t in (*most, shift)]
 
 
-class Part(NamedTuple):
-    """A branch, ready for the operators."""
+class PreparedBranch(NamedTuple):
+    """Modules, structure and operands of a branch."""
 
     norms: Sequence[_BatchNorm]
     plan: Plan
@@ -86,7 +70,7 @@ def unsupported(branch: Branch) -> str | None:
     """Why the fused operators cannot run the layers of `branch`; None where they can."""
     kinds = (nn.Conv2d, _BatchNorm, nn.ReLU)
     expected = [(layer, kinds) for layer in branch[1:5] if layer is not None]
-    for layer, types in [*expected, (branch.weight, (*kinds, *kinds[:2]))]:
+    for layer, types in [*expected, (branch.perceptron, (*kinds, *kinds[:2]))]:
         steps = tuple(cast(nn.Sequential, layer))
         if len(steps) != len(types) or not all(map(isinstance, steps, types)):
             return (
@@ -98,21 +82,22 @@ def unsupported(branch: Branch) -> str | None:
     return None
 
 
-def prepare(x: Tensor, branch: Branch, impl: str) -> Part:
+def prepare(x: Tensor, branch: Branch, impl: str) -> PreparedBranch:
     """What the operators of `impl` need of `branch` for the map `x`."""
     convolutions, norms = _modules(branch)
     plan = _plan(impl, branch, norms)
-    return Part(norms, plan, _layers(convolutions, norms, plan.batch, ops.compute_dtype(x)))
+    layers = _layers(convolutions, norms, plan.batch, shapes.compute_dtype(x))
+    return PreparedBranch(norms, plan, layers)
 
 
-def track(parts: Sequence[Part], statistics: Sequence[Tensor], empty: bool) -> None:
-    """Running statistics of all branches, from mean and unbiased variance (2, rows) of each; of an
-    `empty` batch only its number."""
+def track(branches: Sequence[PreparedBranch], statistics: Sequence[Tensor], empty: bool) -> None:
+    """Updates the running statistics of all branches from mean and unbiased variance (2, rows) of
+    each; of an `empty` batch only the number of batches."""
     counters: list[Tensor] = []
     old: list[Tensor] = []
     new: list[Tensor] = []
     factors: list[float | None] = []
-    for (norms, plan, _), stats in zip(parts, statistics, strict=True):
+    for (norms, plan, _), stats in zip(branches, statistics, strict=True):
         widths = [norm.num_features for norm in norms]
         rows = [torch.split_with_sizes(row, widths) for row in stats.unbind()]
         for norm, by_batch, new_mean, new_variance in zip(norms, plan.batch, *rows, strict=True):
@@ -140,7 +125,7 @@ def track(parts: Sequence[Part], statistics: Sequence[Tensor], empty: bool) -> N
 def _modules(branch: Branch) -> tuple[list[nn.Conv2d], list[_BatchNorm]]:
     layers: list[Any] = [branch.theta, branch.phi] if branch.relation is not None else []
     layers = [layer for layer in [*layers, branch.psi, branch.relation] if layer is not None]
-    steps: list[Any] = [tuple(layer) for layer in [*layers, branch.weight]]
+    steps: list[Any] = [tuple(layer) for layer in [*layers, branch.perceptron]]
     convolutions = [step[0] for step in steps] + [steps[-1][3]]
     return convolutions, [step[1] for step in steps] + [steps[-1][4]]
 
@@ -150,9 +135,11 @@ def _plan(impl: str, branch: Branch, norms: Sequence[_BatchNorm]) -> Plan:
     return Plan(
         ops.namespace(impl),
         branch.view,
-        embeddings=relations * ((branch.theta is not None) + (branch.phi is not None)),
-        relations=relations,
-        appearance=branch.psi is not None,
+        Structure(
+            embeddings=relations * ((branch.theta is not None) + (branch.phi is not None)),
+            relations=relations,
+            appearance=branch.psi is not None,
+        ),
         batch=tuple(norm.training or norm.running_mean is None for norm in norms),
         eps=tuple(norm.eps for norm in norms),
         group=_group(norms),

@@ -1,4 +1,4 @@
-"""The operators behind the fused implementations: schemas and fake implementations.
+"""The operators of the fused implementations: schemas and fake implementations.
 
 Every fused implementation is a namespace `torch.ops.rga_fast_<impl>` with the operators below; its
 kernels are registered for its devices elsewhere (C++: csrc/). `autograd.py` calls them.
@@ -17,7 +17,7 @@ Letters as in docs/design.md. A branch sees a map as `V` (B, d, n), whose images
 - `hidden` (B, k, n) and `logit` (B, n), before normalisation.
 - `stats_*` (2, rows): mean and biased variance of each row over batch and nodes, in centred form.
 - `norm_*` (4, rows): mean, 1 / sqrt(variance + eps), weight, bias: what normalisation applies.
-- `dY` behind a normalisation is the gradient of its output (below the activation, where there is
+- `dY` after a normalisation is the gradient of its output (below the activation, where there is
   one); `sums_*` (2, rows) are its sums over batch and nodes: sum(dY), sum(dY * xhat). `means_*` are
   these divided by their count; zero for a normalisation by running statistics.
 
@@ -30,14 +30,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from rga_fast.fused import shapes
 
 SCHEMAS = {
     # The branch in evaluation. `weights`: theta, phi, psi, relation, W_1, W_2, those present, as
     # matrices; `norms`: running mean, running variance, weight, bias of each; `eps` of each.
     "attention": "(Tensor V, Tensor[] weights, Tensor[] norms, float[] eps, int embeddings, "
     "bool relations, bool appearance) -> Tensor out",
-    # The branch in training, cut where batch statistics are needed.
+    # The branch in training: a stage ends where batch statistics are needed.
     "embed_fwd": "(Tensor V, Tensor weight_e) -> (Tensor E, Tensor stats_e)",
     "relate_fwd": "(Tensor V, Tensor E, Tensor norm_e, Tensor weight_z, int embeddings, "
     "int psi_rows) -> (Tensor PQ, Tensor Z, Tensor psi, Tensor stats_z)",
@@ -46,21 +47,21 @@ SCHEMAS = {
     "logit_fwd": "(Tensor hidden, Tensor norm_h, Tensor weight_l) "
     "-> (Tensor logit, Tensor stats_l)",
     "gate_fwd": "(Tensor V, Tensor logit, Tensor norm_l) -> Tensor out",
-    # Its gradient, cut likewise.
+    # Its gradient, by the same stages.
     "gate_bwd": "(Tensor dout, Tensor V, Tensor logit, Tensor norm_l) "
     "-> (Tensor dlogit, Tensor sums_l)",
-    # Z and hidden again, and the gradients through the second layer of the perceptron; `dlogit`
-    # arrives behind the normalisation of the logit and `dl` leaves before it.
+    # Z and hidden recomputed, and the gradients through the second layer of the perceptron:
+    # `dlogit` after the normalisation of the logit, `dl` before it.
     "logit_bwd": "(Tensor V, Tensor E, Tensor norm_e, Tensor PQ, Tensor psi, Tensor norm_z, "
     "Tensor weight_h, Tensor norm_h, Tensor weight_l, Tensor logit, Tensor norm_l, Tensor dlogit, "
     "Tensor means_l, int embeddings, int psi_rows) "
     "-> (Tensor Z, Tensor hidden, Tensor dl, Tensor dweight_l, Tensor sums_h)",
-    # `dhidden` leaves before the normalisation of the hidden layer.
+    # `dhidden` is the gradient before the normalisation of the hidden layer.
     "hidden_bwd": "(Tensor psi, Tensor Z, Tensor norm_z, Tensor weight_h, Tensor hidden, "
     "Tensor norm_h, Tensor means_h, Tensor weight_l, Tensor dl) "
     "-> (Tensor dhidden, Tensor dweight_h, Tensor sums_z)",
-    # `dE` behind the normalisation. `dnodes` (B, d, n) is the gradient of theta = phi = V where
-    # `embeddings` is 0 (contiguous), else (B, 0, n).
+    # `dE` is the gradient after the normalisation. `dnodes` (B, d, n) is that of theta = phi = V
+    # where `embeddings` is 0 (contiguous), else (B, 0, n).
     "relate_bwd": "(Tensor V, Tensor E, Tensor norm_e, Tensor weight_z, Tensor PQ, Tensor Z, "
     "Tensor norm_z, Tensor means_z, Tensor weight_h, Tensor dhidden, int embeddings, "
     "int psi_rows) -> (Tensor dE, Tensor dnodes, Tensor dweight_z, Tensor sums_e)",
@@ -71,11 +72,11 @@ SCHEMAS = {
 }
 
 # Two branches in evaluation, one after the other, for implementations that gain by having them in
-# one operator: the lists hold the layers of both, and the second sees the map turned around, its
-# nodes being the features of the first.
+# one operator: the lists hold the layers of both, and the second operates on the
+# transposed view: its nodes are the features of the first.
 PAIR = {"attention_pair": SCHEMAS["attention"]}
 
-# The branch in training with all its cuts in one operator, where no process group takes part, for
+# The branch in training with all its stages in one operator, where no process group takes part, for
 # implementations that gain by it. `weights`, `norms` and `eps` as in `attention`; `batch`: which
 # layers are normalised by the statistics of the batch, the others by the running ones in `norms`.
 # `stats` is what is tracked: mean and unbiased variance of all rows; `sums` the gradients of the
@@ -93,9 +94,10 @@ WHOLE = {
 }
 
 # Both in training, likewise, for implementations that need no map between the two. The lists are
-# those of the first branch, then those of the second, which sees the map turned around. `saved` is
-# what `training_fwd` returns behind `out`, with `stats` forward and without backward; `gradients`
-# what `training_bwd` returns behind dV. Where `embeddings` is 0 there may be no relations.
+# those of the first branch, then those of the second, which operates on the transposed view.
+# `saved` is what `training_fwd` returns after `out`, with `stats` forward and without backward;
+# `gradients` what `training_bwd` returns after dV. Where `embeddings` is 0 there may be no
+# relations.
 WHOLE_PAIR = {
     "training_pair_fwd": "(Tensor V, Tensor[] weights, Tensor[] norms, float[] eps, bool[] batch, "
     "int embeddings, bool relations, bool appearance) -> (Tensor out, Tensor[] saved)",
@@ -103,11 +105,6 @@ WHOLE_PAIR = {
     "int embeddings, bool relations, bool appearance, bool need_dV, bool[] need_dweight) -> "
     "(Tensor dV, Tensor[] gradients)",
 }
-
-
-def compute_dtype(V: Tensor) -> torch.dtype:
-    """The dtype of weights and statistics: float64 for a float64 map, else float32."""
-    return torch.float64 if V.dtype == torch.float64 else torch.float32
 
 
 def namespace(impl: str) -> str:
@@ -135,10 +132,31 @@ def define(
     return library
 
 
+def fake(name: str, *values: Any, low_products: bool = False) -> Any:
+    """Empty tensors in the shapes, dtypes and layouts that the operator `name` returns."""
+    return shapes.fake(named(name, values), _parsed(name)[1], branches(name), low_products)
+
+
+def named(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """The arguments of the operator `name`, by their names in its schema."""
+    return dict(zip(_parsed(name)[0], values, strict=True))
+
+
+def branches(name: str) -> int:
+    """For how many branches the operator `name` is."""
+    return 2 if name in PAIR | WHOLE_PAIR else 1
+
+
+@functools.cache
+def _parsed(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of arguments and results."""
+    schema = torch._C.parse_schema(name + (SCHEMAS | PAIR | WHOLE | WHOLE_PAIR)[name])
+    return tuple(a.name for a in schema.arguments), tuple(r.name for r in schema.returns)
+
+
 def halves(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     """Of what belongs to two branches, that of the first and that of the second."""
-    middle = len(values) // 2
-    return values[:middle], values[middle:]
+    return shapes.share(values, 0, 2), shapes.share(values, 1, 2)
 
 
 def constant(function: Callable) -> Callable:
@@ -146,163 +164,3 @@ def constant(function: Callable) -> Callable:
     that `import rga_fast` takes."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
-
-
-def fake(name: str, *args: Any, low_products: bool = False) -> Any:
-    """Empty tensors in the shapes, dtypes and layouts that the operator `name` returns."""
-    more = {"low_products": low_products} if name in ("training_fwd", "training_pair_fwd") else {}
-    return _FAKES[name](*args, **more)
-
-
-def _new(V: Tensor, *shape: int) -> Tensor:
-    return V.new_empty(shape, dtype=compute_dtype(V))
-
-
-def _attention(V, weights, norms, eps, embeddings, relations, appearance):
-    return torch.empty_like(V)
-
-
-def _training_fwd(
-    V, weights, norms, eps, batch, embeddings, relations, appearance, low_products=False
-):
-    B, d, n = V.shape
-    widths = [len(weight) for weight in weights]
-    r, m = sum(widths[: embeddings + appearance]), widths[-3] if relations else 0
-    q = sum(widths[:embeddings]) if embeddings else d
-    tables = (_new(V, 4, rows) for rows in (r, m, *widths[-2:]))
-    return (
-        torch.empty_like(V),
-        V.new_empty(B, r, n),
-        V.new_empty(B, m, q) if low_products else _new(V, B, m, q),
-        _new(V, B, int(appearance), n),
-        _new(V, B, n),
-        *tables,
-        _new(V, 2, sum(widths)),
-    )
-
-
-def _training_bwd(
-    dout, V, E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l, weights, batch, embeddings,
-    relations, appearance, need_dV, need_dweight,
-):  # fmt: skip
-    B, d, n = V.shape
-    r, rows = E.shape[1], sum(len(weight) for weight in weights)
-    return (
-        torch.empty_like(V) if need_dV else V.new_empty(B, 0, n),
-        _new(V, r if need_dweight else 0, d),
-        _new(V, norm_z.shape[1], 2 * n),
-        *(torch.empty_like(weight) for weight in weights[-2:]),
-        _new(V, 2, rows),
-    )
-
-
-def _training_pair_fwd(V, weights, norms, eps, batch, *kind, low_products=False):
-    saved: list[Tensor] = []
-    for view, own in zip((V, V.transpose(1, 2)), halves(weights), strict=True):
-        saved += fake("training_fwd", view, own, *[()] * 3, *kind, low_products=low_products)[1:]
-    return torch.empty_like(V), saved
-
-
-def _training_pair_bwd(dout, V, saved, weights, batch, *rest):
-    *kind, need_dV, need_dweight = rest
-    gradients: list[Tensor] = []
-    lists = map(halves, (saved, weights, need_dweight))
-    for view, kept, own, need in zip((V, V.transpose(1, 2)), *lists, strict=True):
-        arguments = (view, view, *kept, own, (), *kind, False, *need)
-        gradients += _training_bwd(*arguments)[1:]
-    return torch.empty_like(V) if need_dV else V.new_empty(len(V), 0, V.shape[2]), gradients
-
-
-def _embed_fwd(V, weight_e):
-    r = weight_e.shape[0]
-    return V.new_empty(V.shape[0], r, V.shape[2]), _new(V, 2, r)
-
-
-def _relate_fwd(V, E, norm_e, weight_z, embeddings, psi_rows):
-    B, d, n = V.shape
-    m = weight_z.shape[0]
-    q = E.shape[1] - psi_rows if embeddings else d
-    return (
-        _new(V, B, m, q),
-        V.new_empty(B, m, n),
-        _new(V, B, 1 if psi_rows else 0, n),
-        _new(V, 2, m),
-    )
-
-
-def _hidden_fwd(psi, Z, norm_z, weight_h):
-    k = weight_h.shape[0]
-    return psi.new_empty(psi.shape[0], k, psi.shape[2]), psi.new_empty(2, k)
-
-
-def _logit_fwd(hidden, norm_h, weight_l):
-    return hidden.new_empty(hidden.shape[0], hidden.shape[2]), hidden.new_empty(2, 1)
-
-
-def _gate_fwd(V, logit, norm_l):
-    return torch.empty_like(V)
-
-
-def _gate_bwd(dout, V, logit, norm_l):
-    return torch.empty_like(logit), logit.new_empty(2, 1)
-
-
-def _logit_bwd(
-    V, E, norm_e, PQ, psi, norm_z, weight_h, norm_h, weight_l, logit, norm_l, dlogit, means_l,
-    embeddings, psi_rows,
-):  # fmt: skip
-    B, _, n = V.shape
-    k = weight_h.shape[0]
-    return (
-        V.new_empty(B, norm_z.shape[1], n),
-        _new(V, B, k, n),
-        torch.empty_like(logit),
-        torch.empty_like(weight_l),
-        _new(V, 2, k),
-    )
-
-
-def _hidden_bwd(psi, Z, norm_z, weight_h, hidden, norm_h, means_h, weight_l, dl):
-    return torch.empty_like(hidden), torch.empty_like(weight_h), torch.empty_like(norm_z[:2])
-
-
-def _relate_bwd(
-    V, E, norm_e, weight_z, PQ, Z, norm_z, means_z, weight_h, dhidden, embeddings, psi_rows
-):
-    B, d, n = V.shape
-    return (
-        torch.empty_like(E),
-        V.new_empty(B, d if weight_z.shape[0] and not embeddings else 0, n),
-        torch.empty_like(weight_z),
-        torch.empty_like(norm_e[:2]),
-    )
-
-
-def _embed_bwd(
-    dout, V, logit, norm_l, E, norm_e, means_e, weight_e, dE, dnodes, need_dV, need_dweight
-):
-    B, d, n = V.shape
-    return (
-        torch.empty_like(V) if need_dV else V.new_empty(B, 0, n),
-        torch.empty_like(weight_e) if need_dweight else weight_e.new_empty(0, d),
-    )
-
-
-_FAKES: dict[str, Callable[..., Any]] = {
-    "attention": _attention,
-    "attention_pair": _attention,
-    "training_fwd": _training_fwd,
-    "training_bwd": _training_bwd,
-    "training_pair_fwd": _training_pair_fwd,
-    "training_pair_bwd": _training_pair_bwd,
-    "embed_fwd": _embed_fwd,
-    "relate_fwd": _relate_fwd,
-    "hidden_fwd": _hidden_fwd,
-    "logit_fwd": _logit_fwd,
-    "gate_fwd": _gate_fwd,
-    "gate_bwd": _gate_bwd,
-    "logit_bwd": _logit_bwd,
-    "hidden_bwd": _hidden_bwd,
-    "relate_bwd": _relate_bwd,
-    "embed_bwd": _embed_bwd,
-}

@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a run, written so that none is ever half there."""
+"""Checkpoints: the whole state of a run, saved atomically; and the trained network in one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from rga_fast.reid.config import Config
+from rga_fast.reid.distributed import pick_device
+from rga_fast.reid.files import write_file
+from rga_fast.reid.network.attention import rga
 from rga_fast.reid.network.reidnet import ReidNet
 
 FORMAT = "rga_fast checkpoint 1"
@@ -20,10 +23,10 @@ LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint file holds. `epoch` epochs are done, and `step` steps of the next.
+    """What a checkpoint file holds, after `epoch` epochs and `step` steps of the next.
 
-    Together with the seed in `config` that is the state of the sampler, of the schedule and of
-    every generator: what a step draws depends on (seed, epoch, step, rank) alone.
+    Together with the seed in `config` these determine the sampler, the schedule and every random
+    generator: what a step draws depends on (seed, epoch, step, rank) alone.
     """
 
     config: Config
@@ -37,15 +40,14 @@ class Checkpoint(NamedTuple):
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Those that are evaluated and used: the averaged ones where there are some."""
+        """The weights to evaluate: the averaged ones if there are any."""
         return self.model if self.ema is None else self.ema
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes `last.pt` in `folder`; what was there becomes `previous.pt`.
+    """Writes `last.pt` in `folder`; the file that was there becomes `previous.pt`.
 
-    The file is written under another name, synced and renamed: whatever interrupts this, a whole
-    checkpoint is left.
+    Whatever interrupts this, a complete checkpoint remains.
 
     Raises:
         OSError: if it cannot be written (a full disk, say); nothing has changed then.
@@ -53,34 +55,23 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     fields = checkpoint._asdict() | {"config": dataclasses.asdict(checkpoint.config)}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **fields}, buffer)
-    last, partial = folder / LAST, folder / f"{LAST}.partial"
-    try:
-        with partial.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    if last.exists():
-        last.replace(folder / PREVIOUS)
-    partial.replace(last)
+    write_file(folder / LAST, buffer.getbuffer(), previous=folder / PREVIOUS)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run's checkpoint folder; None if there is none at all.
+    """The newest intact checkpoint in a run's checkpoint folder; None if there is no file.
 
-    A damaged one is passed over with a warning.
+    A damaged one is skipped with a warning.
 
     Raises:
-        ValueError: if all that are there are damaged.
+        ValueError: if all of them are damaged.
     """
     present = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     for path in present:
         try:
             load_checkpoint(path)
         except ValueError as error:
-            warnings.warn(f"passed over: {error}", stacklevel=2)
+            warnings.warn(f"skipped: {error}", stacklevel=2)
         else:
             return path
     if present:
@@ -89,11 +80,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a checkpoint; code in it is never run.
+    """Reads a checkpoint, of earlier versions too. Code in the file is never run.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or something else than a checkpoint of this package.
+        ValueError: if it is damaged or no checkpoint of this package.
     """
     path = Path(path)
     if not path.is_file():
@@ -108,23 +99,51 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(**fields)
 
 
+class Trained(NamedTuple):
+    """A trained network on its device, in evaluation mode, and where it comes from."""
+
+    network: ReidNet
+    config: Config
+    epoch: int
+
+
+def open_trained(
+    path: str | os.PathLike[str], device: torch.device | str | None = None, **fields: Any
+) -> Trained:
+    """The network in a checkpoint, with the weights to evaluate (averaged if there are any).
+
+    Args:
+        device: for the network; by default that of the configuration.
+        fields: of the configuration, to replace, such as `impl`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`.
+        ValueError: for weights of another architecture, fields that do not exist, or a device that
+            cannot be used.
+    """
+    saved = load_checkpoint(path)
+    config = saved.config.replace(**fields)
+    network = make_network(config, saved.num_classes)
+    load_weights(network, saved.weights, str(path))
+    network.to(pick_device(config.device) if device is None else device).eval()
+    return Trained(network, config, saved.epoch)
+
+
 def make_network(config: Config, num_classes: int) -> ReidNet:
     """The network that a configuration describes, freshly initialised."""
+    options: dict[str, Any] = {}
+    if config.attention in rga.SYSTEMS:  # the others are as published
+        names = ("impl", "spatial_ratio", "channel_ratio", "down_ratio")
+        options = {name: getattr(config, name) for name in names}
     return ReidNet(
         config.arch,
         num_classes,
         config.size,
         stages=config.stages,
-        variant=config.variant,
+        attention=config.attention,
         width=config.base_width,
         last_stride=config.last_stride,
-        impl=config.impl,
-        spatial_ratio=config.spatial_ratio,
-        channel_ratio=config.channel_ratio,
-        down_ratio=config.down_ratio,
-        relations=config.relations,
-        appearance=config.appearance,
-        embedding=config.embedding,
+        **options,
     )
 
 

@@ -1,138 +1,220 @@
-"""Everything that decides a training run, in one place, with its name, type and meaning."""
+"""Everything that decides a training run: each field is declared once, in `Config`."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rga_fast import dispatch, validation
-from rga_fast.modules import EMBEDDINGS, VARIANTS
+from rga_fast import dispatch
 from rga_fast.reid.data.datasets.cuhk03 import BOXES
-from rga_fast.reid.data.loader import CACHES
-from rga_fast.reid.network.reidnet import ARCHITECTURES
+from rga_fast.reid.data.images import CACHES
+from rga_fast.reid.field import (
+    DECAY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INTEGER,
+    PROBABILITY,
+    Field,
+    Range,
+    declare,
+    fields_of,
+    kinds_of,
+)
+from rga_fast.reid.files import write_file
+from rga_fast.reid.network import attention
+from rga_fast.reid.network.attention import rga
+from rga_fast.reid.network.resnet import ARCHITECTURES
 
 SCHEDULES = ("step", "cosine")
 AMP = ("off", "bf16", "fp16")
+
+
+def _are_paths(value: Any) -> bool:
+    listed = (value,) if isinstance(value, str) else value
+    return bool(listed) and all(isinstance(path, str) for path in listed)
+
+
+PATHS = Range("a path or several", _are_paths)
 
 
 @dataclass(frozen=True)
 class Config:
     """A training run. The defaults are the published recipe (see `RECIPES` for the others).
 
-    `data` None means the synthetic data set, written once into the user's cache folder; of several
-    paths all train and the first is evaluated. Sizes are in pixels, rates per step,
-    `warmup_epochs` and `milestones` in epochs. A batch is that of one step of the optimiser: ranks
-    and `accumulate` divide it.
+    Sizes are in pixels, learning rates per step, `warmup_epochs` and `milestones` in epochs. A
+    batch is that of one step of the optimiser: ranks and `accumulate` divide it.
     """
 
-    data: str | tuple[str, ...] | None = None
-    boxes: str | None = None  # of CUHK03: labeled, detected; None: labeled where it is there
-    val_trains: bool = True  # MSMT17's validation images train, too
-    height: int = 256
-    width: int = 128
-    cache: str = "off"  # decode every image once, into memory or into a file on disk
-    cache_folder: str | None = None  # of that file; None: the user's cache folder
-    workers: int = 4  # processes that read ahead, where images are not in memory
+    data: str | tuple[str, ...] | None = declare(
+        None,
+        "a data set; several train together, the first is evaluated; none: a synthetic one",
+        range=PATHS,
+        option=True,
+        metavar="PATH",
+        may_differ=True,
+    )
+    boxes: str | None = declare(
+        None, "boxes of CUHK03; none: labeled if it has them", choices=BOXES
+    )
+    train_on_val: bool = declare(True, "train on the validation images of MSMT17, too")
+    height: int = declare(256, "of the images, in pixels", range=POSITIVE_INTEGER)
+    width: int = declare(128, "of the images, in pixels", range=POSITIVE_INTEGER)
+    cache: str = declare(
+        "off",
+        "decode every image once, to memory or a file on disk",
+        choices=CACHES,
+        may_differ=True,
+    )
+    cache_folder: str | None = declare(
+        None, "folder of that file; none: the user's cache folder", may_differ=True
+    )
+    workers: int = declare(
+        4,
+        "processes that decode ahead, unless images are in memory",
+        range=NOT_NEGATIVE,
+        may_differ=True,
+    )
 
-    arch: str = "resnet50"
-    base_width: int = 64  # channels of the stem
-    last_stride: int = 1
-    pretrained: str | None = None  # ImageNet weights of the backbone
-    variant: str | None = "sc"  # None: without attention
-    stages: tuple[int, ...] = (1, 2, 3, 4)  # attention follows these
-    spatial_ratio: int = 8
-    channel_ratio: int = 8
-    down_ratio: int = 8
-    relations: bool = True
-    appearance: bool = True
-    embedding: str = "asymmetric"
-    impl: str = "reference"
+    arch: str = declare("resnet50", "the ResNet", choices=tuple(ARCHITECTURES))
+    base_width: int = declare(64, "channels of the stem", range=POSITIVE_INTEGER)
+    last_stride: int = declare(1, "stride of stage 4, 1 or 2", range=POSITIVE_INTEGER)
+    pretrained: str | None = declare(
+        None, "ImageNet weights of the backbone", option=True, metavar="FILE"
+    )
+    attention: str = declare(
+        "rga-sc",
+        "rga-sc, cbam-cs, ..., none (the baseline): `rga-fast info` lists them",
+        choices=attention.NAMES,
+        option=True,
+        metavar="NAME",
+    )
+    stages: tuple[int, ...] = declare(
+        (1, 2, 3, 4), "attention follows these stages", option=True, metavar="1,2,3,4"
+    )
+    spatial_ratio: int = declare(
+        8, "RGA: reduction of positions where they are embedded", range=POSITIVE_INTEGER
+    )
+    channel_ratio: int = declare(
+        8, "RGA: reduction of channels where they are embedded", range=POSITIVE_INTEGER
+    )
+    down_ratio: int = declare(
+        8, "RGA: reduction in the hidden layer of the perceptrons", range=POSITIVE_INTEGER
+    )
+    impl: str = declare(
+        "reference",
+        "implementation of RGA",
+        choices=dispatch.ARGUMENTS,
+        option=True,
+        may_differ=True,
+    )
 
-    identities_per_batch: int = 16
-    images_per_identity: int = 4
-    epochs: int = 600
-    learning_rate: float = 8e-4
-    weight_decay: float = 5e-4
-    schedule: str = "step"
-    warmup_epochs: float = 20
-    warmup_start: float = 8e-6
-    milestones: tuple[float, ...] = (80, 120, 160, 200, 240, 280, 320, 360)
-    label_smoothing: float = 0.1
-    margin: float = 0.3
-    freeze_epochs: int = 0  # first train attention, neck and classifier alone
-    clip_norm: float | None = None  # the most that the gradient's norm may be
-    ema: float | None = None  # decay of the averaged weights, which are then evaluated
+    identities_per_batch: int = declare(16, "identities of a batch", range=POSITIVE_INTEGER)
+    images_per_identity: int = declare(4, "images of each", range=POSITIVE_INTEGER)
+    epochs: int = declare(
+        600, "passes over all identities", range=POSITIVE_INTEGER, option=True, metavar="N"
+    )
+    learning_rate: float = declare(8e-4, "the highest of the run", range=POSITIVE)
+    weight_decay: float = declare(5e-4, "of all parameters")
+    schedule: str = declare("step", "how the learning rate falls", choices=SCHEDULES)
+    warmup_epochs: float = declare(20, "epochs in which the learning rate rises")
+    warmup_start: float = declare(8e-6, "learning rate at the beginning of the warm-up")
+    milestones: tuple[float, ...] = declare(
+        (80, 120, 160, 200, 240, 280, 320, 360), "schedule=step halves the rate at these epochs"
+    )
+    label_smoothing: float = declare(0.1, "of the identity loss")
+    margin: float = declare(0.3, "of the triplet loss")
+    freeze_epochs: int = declare(
+        0, "first train the new layers alone", range=NOT_NEGATIVE, option=True, metavar="N"
+    )
+    clip_norm: float | None = declare(
+        None, "clip the gradient's norm", range=POSITIVE, option=True, metavar="X"
+    )
+    ema: float | None = declare(
+        None,
+        "average the weights and evaluate the average",
+        range=DECAY,
+        option=True,
+        metavar="DECAY",
+    )
 
-    accumulate: int = 1  # slices in which a batch goes through the network, to save memory
-    amp: str = "off"  # "bf16", "fp16": autocast
-    channels_last: bool = False
-    compile: bool = False
-    cuda_graph: bool = False  # compile, and replay the step from CUDA graphs
-    sync_bn: bool = False  # with several ranks: batch statistics of all of them
-    mine_across_ranks: bool = True  # with several ranks: triplets from the batches of all of them
+    accumulate: int = declare(
+        1,
+        "split a batch into N slices to save memory",
+        range=POSITIVE_INTEGER,
+        option=True,
+        metavar="N",
+    )
+    amp: str = declare("off", "mixed precision", choices=AMP, option=True)
+    channels_last: bool = declare(
+        False, "maps in channels-last layout", option=True, may_differ=True
+    )
+    compile: bool = declare(False, "torch.compile the network", option=True, may_differ=True)
+    cuda_graph: bool = declare(
+        False, "and replay its steps from CUDA graphs", option=True, may_differ=True
+    )
+    sync_bn: bool = declare(False, "batch statistics of all ranks", option=True)
+    mine_across_ranks: bool = declare(True, "mine triplets in the batches of all ranks")
 
-    translate: float = 0.5
-    flip: float = 0.5
-    erase: float = 0.5
+    translate: float = declare(0.5, "probability of a random translation", range=PROBABILITY)
+    flip: float = declare(0.5, "probability of a horizontal flip", range=PROBABILITY)
+    erase: float = declare(0.5, "probability of random erasing", range=PROBABILITY)
 
-    eval_every: int = 40  # epochs between evaluations; after the last one there always is one
-    checkpoint_every: int = 20
-    eval_batch: int = 64
-    tensorboard: bool = False  # scalars, a batch and embeddings in the run's folder
-    profile: bool = False  # a few steps, for torch-tb-profiler
-    seed: int = 0
-    device: str = "auto"  # "cuda" if there is one, else "cpu"
+    eval_every: int = declare(
+        40, "epochs between evaluations; the last epoch is always evaluated", range=POSITIVE_INTEGER
+    )
+    checkpoint_every: int = declare(20, "epochs between checkpoints", range=POSITIVE_INTEGER)
+    eval_batch: int = declare(64, "images of a batch in evaluation", range=POSITIVE_INTEGER)
+    tensorboard: bool = declare(
+        False, "scalars, a batch and embeddings for TensorBoard", option=True, may_differ=True
+    )
+    profile: bool = declare(
+        False, "record a few steps, name the slowest operators", option=True, may_differ=True
+    )
+    seed: int = declare(0, "of every random choice", range=NOT_NEGATIVE, option=True, metavar="S")
+    device: str = declare("auto", "auto: cuda if there is one, else cpu", may_differ=True)
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            validation.check_positive("config", name, getattr(self, name))
-        validation.check_choice("config", "cache", self.cache, CACHES)
-        if self.boxes is not None:
-            validation.check_choice("config", "boxes", self.boxes, BOXES)
-        validation.check_choice("config", "arch", self.arch, tuple(ARCHITECTURES))
-        if self.variant is not None:
-            validation.check_choice("config", "variant", self.variant, tuple(VARIANTS))
-        validation.check_choice("config", "embedding", self.embedding, EMBEDDINGS)
-        validation.check_choice("config", "impl", self.impl, dispatch.ARGUMENTS)
-        validation.check_choice("config", "schedule", self.schedule, SCHEDULES)
-        if not (self.data is None or isinstance(self.data, str) or _are_texts(self.data)):
-            raise ValueError(f"config: data must be a path or several, got {self.data!r}")
-        validation.check_choice("config", "amp", self.amp, AMP)
-        for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"config: {name} must be positive, got {value}")
-        for name in ("workers", "seed", "freeze_epochs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"config: {name} must be at least 0, got {getattr(self, name)}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"config: ema must be a decay between 0 and 1, got {self.ema}")
+        for name, field in fields_of(Config).items():
+            field.check(getattr(self, name))
 
     @property
     def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
         return self.height, self.width
 
     @property
     def readers(self) -> int:
-        """Processes that read ahead: none where the images lie in memory."""
+        """Processes that decode ahead: none if the images are in memory."""
         return 0 if self.cache == "memory" else self.workers
 
     def replace(self, **fields: Any) -> Config:
-        """A copy with other values.
+        """A copy with other values. Former fields are translated, see `FORMER`.
 
         Raises:
             ValueError: for a field that does not exist (with the nearest name) or a value of
                 another type than the field's.
         """
-        return dataclasses.replace(self, **{k: _checked(k, v) for k, v in fields.items()})
+        fields = {k: find_field(k).convert(v) for k, v in fields.items()}
+        fields = {RENAMED.get(k, k): v for k, v in fields.items()}
+        former = {k: fields.pop(k) for k in FORMER if k in fields}
+        if former:
+            name = fields.get("attention", self.attention)
+            fields["attention"] = rga.changed_name(name, former)
+        return dataclasses.replace(self, **fields)
+
+    def conflicts(self, other: Config) -> list[str]:
+        """The fields that differ from `other` and decide what is trained: a run of one cannot be
+        continued with the other."""
+        return [
+            name
+            for name, field in fields_of(Config).items()
+            if getattr(self, name) != getattr(other, name) and not field.may_differ
+        ]
 
     def to_yaml(self) -> str:
         """Every field, one to a line where it fits."""
@@ -141,7 +223,7 @@ class Config:
 
     def save(self, path: Path) -> None:
         """Writes every field to a YAML file."""
-        path.write_text(self.to_yaml(), encoding="utf-8")
+        write_file(path, self.to_yaml())
 
     @staticmethod
     def load(path: Path) -> Config:
@@ -158,21 +240,34 @@ class Config:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _are_texts(values: tuple[Any, ...]) -> bool:
-    return bool(values) and all(isinstance(value, str) for value in values)
+# Configurations and checkpoints of earlier versions have these fields. RENAMED: former name, name.
+# FORMER: options of RGA that are now part of the name in `attention`, with their types.
+RENAMED = {"val_trains": "train_on_val"}
+FORMER: dict[str, Any] = {
+    "variant": str | None,
+    "relations": bool,
+    "appearance": bool,
+    "embedding": str,
+}
 
 
-_POSITIVE = (
-    *("height", "width", "base_width", "last_stride", "spatial_ratio", "channel_ratio"),
-    *("down_ratio", "identities_per_batch", "images_per_identity", "epochs", "eval_every"),
-    *("checkpoint_every", "eval_batch", "accumulate"),
-)
+def find_field(name: str) -> Field:
+    """The field `name`, or a former one; ValueError with the nearest name if there is none."""
+    fields = fields_of(Config)
+    if name in FORMER:
+        return Field(name, kinds_of(FORMER[name]), None, "", None, None, False, None, False)
+    if RENAMED.get(name, name) in fields:
+        return fields[RENAMED.get(name, name)]
+    nearest = difflib.get_close_matches(name, fields, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(fields)}"
+    raise ValueError(f"config: unknown field {name!r}{hint}")
+
 
 RECIPES = {
-    # The published one to the letter.
+    # As published.
     "paper": Config(),
-    # A shorter schedule for a GPU, put together from what later work found to help. Nobody has
-    # measured it on a real data set yet.
+    # A shorter schedule for a GPU, with what later work found to help. It has not been measured on
+    # a real data set yet.
     "fast": Config(
         epochs=60,
         learning_rate=3.5e-4,
@@ -185,7 +280,7 @@ RECIPES = {
         checkpoint_every=5,
         eval_batch=256,
     ),
-    # The main job: learns on two CPU cores within minutes, from nothing.
+    # The default without --data: learns on two CPU cores within minutes, from random weights.
     "small": Config(
         height=96,
         width=48,
@@ -212,7 +307,7 @@ def load_recipe(name: str) -> Config:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: for a name that is neither, or a file with other content.
+        ValueError: for an unknown name, or a file with other content.
     """
     if name in RECIPES:
         return RECIPES[name]
@@ -220,49 +315,15 @@ def load_recipe(name: str) -> Config:
         return Config.load(Path(name))
     nearest = difflib.get_close_matches(name, RECIPES, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(RECIPES)}"
-    raise ValueError(f"unknown recipe {name!r}; {hint} (a file of your own ends in .yaml)")
+    raise ValueError(f"unknown recipe {name!r}; {hint} (the name of a recipe file ends in .yaml)")
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """`["epochs=5", "stages=1,2"]` -> `{"epochs": 5, "stages": (1, 2)}`, values read as YAML."""
+    """`["epochs=5", "stages=1,2"]` -> `{"epochs": 5, "stages": [1, 2]}`, values read as YAML."""
     fields = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"expected field=value, got {assignment!r}")
-        _kinds(name)  # an unknown name is the more helpful error
-        listed = f"[{text}]" if tuple in _kinds(name) and not text.startswith("[") else text
-        fields[name] = yaml.safe_load(listed)
+        fields[name] = find_field(name).parse(text)
     return fields
-
-
-def _kinds(name: str) -> tuple[type, ...]:
-    """The types that a field takes, `tuple` for its sequences."""
-    hints = typing.get_type_hints(Config)
-    if name not in hints:
-        nearest = difflib.get_close_matches(name, hints, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(hints)}"
-        raise ValueError(f"config: unknown field {name!r}{hint}")
-    hint = hints[name]
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return tuple(typing.get_origin(part) or part for part in parts)
-
-
-def _checked(name: str, value: Any) -> Any:
-    kinds = _kinds(name)
-    if isinstance(value, list):
-        value = tuple(value)
-    if isinstance(value, tuple) and len(value) == 1 and str in kinds:
-        value = value[0]  # one of several that may be
-    if value is False and str in kinds:  # YAML reads off as false
-        value = "off"
-    if float in kinds and isinstance(value, str):  # YAML reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    wrong_bool = isinstance(value, bool) and bool not in kinds
-    if not isinstance(value, kinds) or wrong_bool:
-        expected = " or ".join("None" if k is types.NoneType else k.__name__ for k in kinds)
-        raise ValueError(f"config: {name} must be {expected}, got {value!r}")
-    return value

@@ -1,4 +1,4 @@
-"""Processes that train one network together: who is who, and what they tell each other."""
+"""Ranks: processes that train one network together, and their communication."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from rga_fast.reid.console import console
 
-# For a rank that lives but does not answer. One that dies is noticed at once, by its closed
-# connections and by torchrun. A shorter limit would end runs that are well: the others wait while
-# rank 0 draws the synthetic data set, writes a cache or a checkpoint or ranks a large gallery, and
-# while one of them still compiles its first step.
+# For a rank that hangs. One that dies is noticed at once, by its closed connections and by
+# torchrun. A shorter limit would kill healthy runs: the others wait while rank 0 draws the
+# synthetic data set, writes a cache or a checkpoint or ranks a large gallery, and while one of them
+# compiles its first step.
 TIMEOUT = timedelta(minutes=10)
 
 T = TypeVar("T")
 
 
 class Ranks(NamedTuple):
-    """This process among `world` of them; alone by default, when nothing is sent anywhere.
+    """This process, one of `world`; a single process by default, which sends nothing.
 
-    Every rank has to call the same methods in the same order.
+    Every rank must call the same methods in the same order.
     """
 
     rank: int = 0
@@ -34,11 +34,11 @@ class Ranks(NamedTuple):
 
     @property
     def main(self) -> bool:
-        """Whether this is the one rank that writes and prints."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values`, in place the sum of all ranks' values."""
+        """The sum over all ranks, in place."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
@@ -48,33 +48,33 @@ class Ranks(NamedTuple):
         return bool(self.sum(torch.tensor([int(flag)])).item()) if self.world > 1 else flag
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """A barrier: returns when every rank has called it."""
         self.sum(torch.zeros(1))
 
-    def join(self, values: Tensor) -> Tensor:
-        """(B, ...) of each rank -> (world * B, ...), the same on all of them, differentiable.
+    def all_gather(self, values: Tensor) -> Tensor:
+        """(B, ...) of each rank -> (world * B, ...), the same on all ranks, differentiable.
 
-        The gradient is right where every rank computes the same loss of the result and the mean of
-        the ranks' gradients is taken, as `DistributedDataParallel` does.
+        The gradient is correct if every rank computes the same loss of the result and gradients are
+        averaged over the ranks, as `DistributedDataParallel` does.
         """
-        return values if self.world == 1 else _Join.apply(values, self)
+        return values if self.world == 1 else _AllGather.apply(values, self)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Makes `tensors` those of rank 0."""
+        """Overwrites `tensors` with those of rank 0."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns on rank 0, where alone it is called, told to all."""
-        told: list[Any] = [make() if self.main else None]
+        """Calls `make` on rank 0 alone; every rank returns its result."""
+        shared: list[Any] = [make() if self.main else None]
         if self.world > 1:
-            dist.broadcast_object_list(told, device=torch.device("cpu"))
-        return told[0]
+            dist.broadcast_object_list(shared, device=torch.device("cpu"))
+        return shared[0]
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the body before the others do, so that they find what it wrote."""
+        """Rank 0 runs the body before the others do, so that they find the files that it wrote."""
         if not self.main:
             self.wait()
         yield
@@ -82,7 +82,7 @@ class Ranks(NamedTuple):
             self.wait()
 
     def check_same(self, what: str, value: object) -> None:
-        """ValueError unless `value` has the same text on every rank."""
+        """ValueError unless `str(value)` is the same on every rank."""
         own = str(value)
         main = self.from_main(lambda: own)
         if self.any(own != main):
@@ -91,7 +91,7 @@ class Ranks(NamedTuple):
             )
 
 
-class _Join(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
@@ -108,9 +108,9 @@ class _Join(torch.autograd.Function):
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """The process group that torchrun set up, for the duration of the body; alone without one.
+    """The process group of torchrun, for the duration of the body; one process without torchrun.
 
-    Collectives on a CPU run on gloo, those on a GPU on nccl. Ranks other than 0 print nothing.
+    Collectives on a CPU use gloo, those on a GPU nccl. Ranks other than 0 print nothing.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -125,16 +125,16 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     finally:
         console.quiet = quiet
     ranks.wait()
-    dist.destroy_process_group()  # not after an error: that could wait for a rank that is gone
+    dist.destroy_process_group()  # not after an error: that could wait for a dead rank
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is a CUDA device, or the CPU where there is none. The ranks of torchrun on one
-    machine get a CUDA device each.
+    """The device `name`; "auto" is a CUDA device, or the CPU if there is none. Under torchrun each
+    rank of a machine gets its own CUDA device.
 
     Raises:
-        ValueError: for a device that torch does not know or cannot reach, and for one by its
-            number when there are several ranks.
+        ValueError: for a device that torch does not know or cannot use, and for a numbered one with
+            several ranks.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

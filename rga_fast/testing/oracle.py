@@ -7,6 +7,8 @@ from torch import Tensor
 
 from rga_fast.fused import ops, staged
 from rga_fast.fused.operands import Layers, Plan
+from rga_fast.fused.shapes import Saved
+from rga_fast.fused.structure import Structure
 
 
 def register(impl: str = "plain") -> torch.library.Library:
@@ -18,58 +20,47 @@ def register(impl: str = "plain") -> torch.library.Library:
     return library
 
 
-def training_fwd(namespace, V, weights, norms, eps, batch, embeddings, relations, appearance):
-    """The whole branch by the operators of `namespace`, cut after cut."""
+def training_fwd(namespace, V, weights, norms, eps, batch, *structure):
+    """The whole branch by the operators of `namespace`, stage by stage."""
     means, variances, scales, shifts = (tuple(norms[i::4]) for i in range(4))
     layers = Layers(tuple(weights), scales, shifts, means, variances)
-    plan = Plan(
-        namespace,
-        "spatial",
-        embeddings,
-        relations,
-        appearance,
-        tuple(batch),
-        tuple(eps),
-        group=None,
-    )
-    out, saved, tracked, _ = staged.forward(plan, V, layers)
+    plan = _plan(namespace, structure, batch, eps)
+    out, saved, (tracked,), _ = staged.forward([plan], V, [layers])
     return out, *saved, tracked
 
 
-def training_bwd(
-    namespace, dout, V, E, PQ, psi, logit, norm_e, norm_z, norm_h, norm_l, weights, batch,
-    embeddings, relations, appearance, need_dV, need_dweight,
-):  # fmt: skip
-    plan = Plan(
-        namespace, "spatial", embeddings, relations, appearance, tuple(batch), (), group=None
-    )
-    saved = staged.Saved(E, PQ.to(psi.dtype), psi, logit, norm_e, norm_z, norm_h, norm_l)
+def training_bwd(namespace, dout, V, *rest):
+    *saved, weights, batch, embeddings, relations, appearance, need_dV, need_dweight = rest
+    plan = _plan(namespace, (embeddings, relations, appearance), batch, ())
+    kept = Saved(*saved)
+    kept = kept._replace(PQ=kept.PQ.to(kept.psi.dtype))
     total = V.shape[0] * V.shape[2]
-    return staged.backward(plan, total, dout, V, saved, weights, need_dV, need_dweight)
+    dV, (gradients,) = staged.backward(
+        [plan], total, dout, V, kept, [weights], need_dV, [need_dweight]
+    )
+    return dV, *gradients
 
 
-def training_pair_fwd(namespace, V, weights, norms, eps, batch, embeddings, relations, appearance):
-    kind = (embeddings, relations, appearance)
+def _plan(namespace, structure, batch, eps) -> Plan:
+    return Plan(namespace, "spatial", Structure(*structure), tuple(batch), tuple(eps), group=None)
+
+
+def training_pair_fwd(namespace, V, weights, norms, eps, batch, *structure):
     first, second = zip(*map(ops.halves, (weights, norms, eps, batch)), strict=True)
-    own = [V, *first, *kind]
-    between, *saved = training_fwd(namespace, *own)
-    own = [between.transpose(1, 2), *second, *kind]
-    out, *more = training_fwd(namespace, *own)
+    between, *saved = training_fwd(namespace, V, *first, *structure)
+    out, *more = training_fwd(namespace, between.transpose(1, 2), *second, *structure)
     return out.transpose(1, 2), [*saved, *more]
 
 
-def training_pair_bwd(
-    namespace, dout, V, saved, weights, batch, embeddings, relations, appearance, need_dV,
-    need_dweight,
-):  # fmt: skip
-    kind = (embeddings, relations, appearance)
+def training_pair_bwd(namespace, dout, V, saved, weights, batch, *rest):
+    *structure, need_dV, need_dweight = rest
     kept, layers, flags = (ops.halves(values) for values in (saved, weights, batch))
     between = gate_fwd(V, kept[0][3], kept[0][7])  # the logit and how it is normalised
     maps = dout.transpose(1, 2), between.transpose(1, 2)
-    rest = [layers[1], flags[1], *kind, True, need_dweight[1]]
-    dW, *others = training_bwd(namespace, *maps, *kept[1], *rest)
-    rest = [layers[0], flags[0], *kind, need_dV, need_dweight[0]]
-    dV, *own = training_bwd(namespace, dW.transpose(1, 2), V, *kept[0], *rest)
+    of_second = (*kept[1], layers[1], flags[1], *structure, True, need_dweight[1])
+    dW, *others = training_bwd(namespace, *maps, *of_second)
+    of_first = (*kept[0], layers[0], flags[0], *structure, need_dV, need_dweight[0])
+    dV, *own = training_bwd(namespace, dW.transpose(1, 2), V, *of_first)
     return dV, [*own, *others]
 
 
@@ -93,8 +84,8 @@ def _sums(dy: Tensor, rows: Tensor, norm: Tensor) -> Tensor:
     return torch.stack([dy.sum((0, 2)), (dy * _centred(rows, norm)).sum((0, 2))])
 
 
-def _through(dy: Tensor, rows: Tensor, norm: Tensor, means: Tensor) -> Tensor:
-    """The gradient before a normalisation from that behind it."""
+def _batch_norm_backward(dy: Tensor, rows: Tensor, norm: Tensor, means: Tensor) -> Tensor:
+    """The gradient before a normalisation from that after it."""
     centred = _centred(rows, norm)
     scale = (norm[1] * norm[2])[:, None]
     return scale * (dy - means[0, :, None] - centred * means[1, :, None])
@@ -137,10 +128,10 @@ def attention(V, weights, norms, eps, embeddings, relations, appearance):
     return gate_fwd(V, logit, tables[-1])
 
 
-def attention_pair(V, weights, norms, eps, *kind):
+def attention_pair(V, weights, norms, eps, *structure):
     first, second = zip(*map(ops.halves, (weights, norms, eps)), strict=True)
-    between = attention(V, *first, *kind).transpose(1, 2)
-    return attention(between, *second, *kind).transpose(1, 2)
+    between = attention(V, *first, *structure).transpose(1, 2)
+    return attention(between, *second, *structure).transpose(1, 2)
 
 
 def embed_fwd(V, weight_e):
@@ -199,7 +190,7 @@ def logit_bwd(
     nodes, _ = _parts(V, E, norm_e, embeddings, psi_rows)
     Z = (PQ @ nodes).to(V.dtype)
     hidden = weight_h @ _seen(psi, Z, norm_z)
-    dl = _through(dlogit[:, None], logit[:, None], norm_l, means_l)
+    dl = _batch_norm_backward(dlogit[:, None], logit[:, None], norm_l, means_l)
     dweight_l = (dl @ _normalised(hidden, norm_h).relu().transpose(1, 2)).sum(0)
     dy = _masked(weight_l.t() @ dl, hidden, norm_h)
     return Z, hidden, dl[:, 0].contiguous(), dweight_l, _sums(dy, hidden, norm_h)
@@ -207,7 +198,7 @@ def logit_bwd(
 
 def hidden_bwd(psi, Z, norm_z, weight_h, hidden, norm_h, means_h, weight_l, dl):
     dy = _masked(weight_l.t() @ dl[:, None], hidden, norm_h)
-    dhidden = _through(dy, hidden, norm_h, means_h)
+    dhidden = _batch_norm_backward(dy, hidden, norm_h, means_h)
     dweight_h = (dhidden @ _seen(psi, Z, norm_z).transpose(1, 2)).sum(0)
     dz = _masked((weight_h.t() @ dhidden)[:, psi.shape[1] :], Z, norm_z)
     return dhidden, dweight_h, _sums(dz, Z, norm_z)
@@ -219,7 +210,7 @@ def relate_bwd(
     n, p = V.shape[2], 1 if psi_rows else 0
     nodes, _ = _parts(V, E, norm_e, embeddings, psi_rows)
     dseen = weight_h.t() @ dhidden
-    dZ = _through(_masked(dseen[:, p:], Z, norm_z), Z, norm_z, means_z)
+    dZ = _batch_norm_backward(_masked(dseen[:, p:], Z, norm_z), Z, norm_z, means_z)
     dnodes, dweight_z = _relations_bwd(dZ, nodes, PQ, weight_z, embeddings)
     dpsi = dseen[:, :p].expand(-1, psi_rows, -1) / max(psi_rows, 1)
     dE: Any = torch.cat([dnodes, dpsi], dim=1) if embeddings else dpsi
@@ -245,7 +236,7 @@ def _relations_bwd(dZ, nodes, PQ, weight_z, embeddings):
 def embed_bwd(
     dout, V, logit, norm_l, E, norm_e, means_e, weight_e, dE, dnodes, need_dV, need_dweight
 ):
-    dE = _through(dE.to(norm_e.dtype), E, norm_e, means_e)
+    dE = _batch_norm_backward(dE.to(norm_e.dtype), E, norm_e, means_e)
     dV = V.new_empty(len(V), 0, V.shape[2])
     dweight = weight_e.new_empty(0, V.shape[1])
     if need_dV:

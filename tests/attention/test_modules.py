@@ -12,9 +12,9 @@ from rga_fast.testing import (
     ABLATIONS,
     ALL_VARIANTS,
     check_results,
-    leave_the_kinks,
     make_map,
     make_rga,
+    move_off_relu_kinks,
     run,
 )
 
@@ -115,7 +115,7 @@ def test_compiles_as_one_graph(impl, training):
     """Training in float64: in float32 the rounding of compiled code is narrowly over the budget."""
     x, dout = make_map((3, 16, 4, 3), seed=1), make_map((3, 16, 4, 3), seed=2)
     module = make_rga(16, (4, 3), "s" if training else "sc")  # training takes long to compile
-    module = leave_the_kinks(module, x).float().train(training)
+    module = move_off_relu_kinks(module, x).float().train(training)
     oracle = run(copy.deepcopy(module).double(), x.double(), dout.double(), "reference")
     baseline = run(module, x, dout, "reference")
     if training:

@@ -1,95 +1,95 @@
-"""`torch` computes what `reference` specifies: every variant, output, gradients and statistics."""
+"""Each implementation computes what `reference` specifies: every variant, output, gradients and
+statistics. Triton's budget is in tests/fused/test_triton.py: its interpreter is slow."""
 
 import copy
 from itertools import product
 
 import pytest
 import torch
-
-from rga_fast.testing import (
-    ABLATIONS,
-    ALL_VARIANTS,
-    check_results,
-    leave_the_kinks,
-    make_map,
-    make_rga,
-    run,
+from operators import param
+from parity import (
+    DTYPES,
+    LAYOUTS,
+    SHAPES,
+    assert_close,
+    check_budget,
+    check_float64,
+    draws,
 )
 
-LAYOUTS = ["contiguous", "channels_last", "strided"]
-SHAPES = [(3, 24, 5, 7), (2, 7, 3, 3), (4, 1, 5, 2), (3, 16, 1, 1), (0, 8, 4, 4)]
+from rga_fast.testing import ABLATIONS, ALL_VARIANTS, check_results, make_map, make_rga, run
+
+pytestmark = pytest.mark.usefixtures("_test_impls")
+TRAINING = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+BOTH = [("sc", ablation) for ablation in ABLATIONS]
+FLOAT64 = [
+    *product(["torch", "cpp"], ALL_VARIANTS, product(SHAPES, LAYOUTS[:1])),
+    *product(["torch", "cpp"], ALL_VARIANTS, [(SHAPES[0], LAYOUTS[1]), (SHAPES[1], LAYOUTS[2])]),
+    *product(["cuda_host"], BOTH, product([*SHAPES[:3], SHAPES[4]], LAYOUTS[:2])),
+]
 
 
-def assert_close(actual: dict, expected: dict, relative: float) -> None:
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        assert actual[name].shape == value.shape, name
-        if value.numel() == 0:
-            continue
-        error = (actual[name] - value).abs().max().item()
-        # The gradient of a weight in front of a normalisation can be zero but for rounding.
-        assert error <= relative * max(value.abs().max().item(), 1e-3), f"{name}: {error:.3g}"
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("variant", "ablation"), ALL_VARIANTS)
-def test_float64_parity(variant, ablation, shape, training):
-    module = make_rga(shape[1], shape[2:], variant, ablation, dtype=torch.float64).train(training)
-    x, dout = (make_map(shape, dtype=torch.float64, seed=seed) for seed in (1, 2))
-    assert_close(run(module, x, dout, "torch"), run(module, x, dout, "reference"), 1e-9)
-
-
-def low_precision_draws(variant, ablation, impl, *, dtype, training=True, autocast=None):
-    """(actual, baseline, oracle) of five draws, in all layouts."""
-    for seed, layout in enumerate(LAYOUTS + LAYOUTS[:2]):
-        x, dout = (
-            make_map((4, 64, 8, 8), dtype=dtype, layout=layout, seed=100 * seed + k) for k in (1, 2)
-        )
-        module = make_rga(64, (8, 8), variant, ablation, seed=seed, down_ratio=2)
-        module = leave_the_kinks(module, x).to(dtype).train(training)
-        with torch.autocast("cpu", autocast, enabled=autocast is not None):
-            actual, baseline = run(module, x, dout, impl), run(module, x, dout, "reference")
-        yield actual, baseline, run(module.double(), x.double(), dout.double(), "reference")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@TRAINING
 @pytest.mark.parametrize(
-    ("variant", "ablation"), [*product("sc", ABLATIONS), *product(("sc", "cs", "s//c"), ["full"])]
+    ("impl", "variant", "ablation", "shape", "layout"),
+    [param(impl, *variant, *map_) for impl, variant, map_ in FLOAT64],
+    ids=str,
 )
-def test_low_precision_stays_in_the_budget(variant, ablation, training, dtype):
-    draws = low_precision_draws(variant, ablation, "torch", dtype=dtype, training=training)
-    check_results(list(draws))
+def test_float64_parity(impl, variant, ablation, shape, layout, training):
+    check_float64(impl, variant, ablation, shape, layout, training)
 
 
+SINGLE = list(product("sc", ABLATIONS))
+LOW = [
+    *product(["torch"], [*SINGLE, *product(["sc", "cs", "s//c"], ["full"])], DTYPES),
+    *product(["cpp"], [*SINGLE, ("sc", "full")], DTYPES),
+    *product(["cuda_host"], BOTH, [torch.bfloat16]),
+    *product(["cuda_host"], [("sc", "full")], [torch.float32, torch.float16]),
+]
+
+
+@TRAINING
+@pytest.mark.parametrize(
+    ("impl", "variant", "ablation", "dtype"),
+    [param(impl, *variant, dtype) for impl, variant, dtype in LOW],
+    ids=str,
+)
+def test_low_precision_stays_in_the_budget(impl, variant, ablation, dtype, training):
+    check_budget(impl, variant, ablation, dtype, training)
+
+
+@TRAINING
+@pytest.mark.parametrize("impl", [param("torch"), param("cpp")])
 @pytest.mark.parametrize("fill", [0.0, 1.0, 1e4], ids=["zero", "constant", "huge"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_maps_without_variance(fill, training):
+def test_maps_without_variance(impl, fill, training):
     module = make_rga(16, (4, 4), "sc", dtype=torch.float64).train(training)
     x, dout = torch.full((2, 16, 4, 4), fill, dtype=torch.float64), make_map((2, 16, 4, 4))
-    results = run(module, x, dout, "torch")
+    results = run(module, x, dout, impl)
     assert all(value.isfinite().all() for value in results.values())
     assert_close({"out": results["out"]}, {"out": run(module, x, dout, "reference")["out"]}, 1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("variant", ["s", "c", "sc"])
-def test_autocast(variant, dtype):
-    draws = list(low_precision_draws(variant, "full", "torch", dtype=torch.float32, autocast=dtype))
-    for actual, _, oracle in draws:
+@pytest.mark.parametrize(
+    ("impl", "variant"), [*(param("torch", v) for v in ("s", "c", "sc")), param("cpp", "sc")]
+)
+def test_autocast(impl, variant, dtype):
+    results = list(draws(impl, variant, "full", torch.float32, autocast=dtype))
+    for actual, _, oracle in results:
         assert actual["out"].dtype == torch.float32
         # The products did run in low precision: float32 would be a thousand times closer.
         assert not torch.allclose(actual["out"].double(), oracle["out"], rtol=1e-6, atol=1e-7)
-    check_results(draws, product_dtype=dtype)
+    check_results(results, product_dtype=dtype)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@TRAINING
 @pytest.mark.parametrize("ablation", ["full", "symmetric", "none"])
 @pytest.mark.parametrize("variant", ["s", "c"])
-def test_gradcheck(variant, ablation, training):
+@pytest.mark.parametrize("impl", [param("torch"), param("cpp", marks=[pytest.mark.slow])])
+def test_gradcheck(impl, variant, ablation, training):
     module = make_rga(4, (2, 3), variant, ablation, dtype=torch.float64).train(training)
-    module.impl = "torch"
+    module.impl = impl
     x = make_map((3, 4, 2, 3), dtype=torch.float64).requires_grad_()
     names, parameters = zip(*module.named_parameters(), strict=True)
 

@@ -285,7 +285,7 @@ def test_price_of_attention(step, tmp_path):
         assert (row["saved_bytes"] > 0) == (row["pass"] == "train")
     plain, reference, fast = rows[3:]
     assert plain["saved_bytes"] < fast["saved_bytes"] < reference["saved_bytes"]
-    weights = 4 * sum(p.numel() for p in step.ReidNet("resnet18", variant=None).parameters())
+    weights = 4 * sum(p.numel() for p in step.ReidNet("resnet18", attention="none").parameters())
     assert plain["peak_bytes"] > weights - 4 * 512  # the gradients; the neck's bias is frozen
 
 

@@ -6,39 +6,23 @@ from itertools import product
 
 import pytest
 import torch
-from test_cuda import in_float64
-from test_ops import KINDS, ORDERS, Case
+from operators import ROUNDED, check_rounding
 
 import rga_fast
-from rga_fast.fused import cuda, ops
-from rga_fast.testing import STAGES, check_results, leave_the_kinks, make_map, make_rga, run
+from rga_fast.fused import cuda
+from rga_fast.testing import STAGES, check_results, make_map, make_rga, move_off_relu_kinks, run
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not cuda.available(), reason=f"impl='cuda': {cuda.note()}"),
+    pytest.mark.skipif(not cuda.BACKEND.available(), reason=f"impl='cuda': {cuda.BACKEND.note()}"),
 ]
 SMALL = (2, 64, 16, 8)
 
 
-def moved(value):
-    return value.cuda() if isinstance(value, torch.Tensor) else value
-
-
-@pytest.mark.parametrize("name", [name for name in ops.SCHEMAS if name != "attention"])
+@pytest.mark.parametrize("name", ROUNDED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_operators(name, dtype):
-    for kind, size, order in product(KINDS, [(3, 16, 12), (2, 66, 130), (2, 72, 136)], ORDERS):
-        case = Case(kind, size, order, dtype=dtype)
-        plain, arguments = case.call("plain", name), case.arguments[name]
-        case.arguments[name] = tuple(in_float64(value) for value in arguments)
-        exact = case.call("plain", name)
-        case.arguments[name] = tuple(moved(value) for value in arguments)
-        for actual, baseline, oracle in zip(case.call("cuda", name), plain, exact, strict=True):
-            assert (actual.dtype, actual.shape) == (baseline.dtype, baseline.shape)
-            if oracle.numel() == 0:
-                continue
-            error, allowed = ((x.double() - oracle).abs().max() for x in (actual.cpu(), baseline))
-            assert error <= 2 * allowed + 16 * torch.finfo(dtype).eps * oracle.abs().max()
+    check_rounding("cuda", name, dtype)
 
 
 def draws(shape, dtype, training, count):
@@ -47,7 +31,7 @@ def draws(shape, dtype, training, count):
         pair = [make_map(shape, dtype=dtype, layout=layout, seed=10 * seed + k) for k in (1, 2)]
         x, dout = (tensor.cuda() for tensor in pair)
         module = make_rga(shape[1], shape[2:], seed=seed).cuda()
-        module = leave_the_kinks(module, x).to(dtype).train(training)
+        module = move_off_relu_kinks(module, x).to(dtype).train(training)
         actual, baseline = run(module, x, dout, "cuda"), run(module, x, dout, "reference")
         yield actual, baseline, run(module.double(), x.double(), dout.double(), "reference")
 
@@ -66,7 +50,7 @@ def test_real_stages(stage, training, dtype):
 def test_evaluation_without_gradients(stage):
     """What Hopper does in one launch."""
     x = make_map((4, *STAGES[stage]), dtype=torch.bfloat16).cuda()
-    module = leave_the_kinks(make_rga(STAGES[stage][0], STAGES[stage][1:]).cuda(), x)
+    module = move_off_relu_kinks(make_rga(STAGES[stage][0], STAGES[stage][1:]).cuda(), x)
     outs = []
     with torch.inference_mode():
         for impl, dtype in [
@@ -81,7 +65,7 @@ def test_evaluation_without_gradients(stage):
 
 
 @pytest.mark.skipif(
-    cuda.available() and torch.cuda.get_device_capability()[0] != 9, reason="needs Hopper"
+    cuda.BACKEND.available() and torch.cuda.get_device_capability()[0] != 9, reason="needs Hopper"
 )
 @pytest.mark.parametrize(
     ("variant", "stage"), [("s", 3), ("c", 3), ("cs", 3), *product(["sc"], STAGES)]

@@ -4,10 +4,10 @@ import copy
 import subprocess
 import sys
 import threading
-from itertools import product
 
 import pytest
 import torch
+from parity import assert_close
 from torch import nn
 
 import rga_fast
@@ -15,34 +15,21 @@ from rga_fast import fused
 from rga_fast.fused import cpp
 from rga_fast.testing import (
     ABLATIONS,
-    ALL_VARIANTS,
     STAGES,
     check_results,
-    leave_the_kinks,
     make_map,
     make_rga,
-    oracle,
+    move_off_relu_kinks,
     run,
 )
 
-PLAIN = oracle.register("plain_fused")
 BUILT = cpp.ERROR is None
 needs_cpp = pytest.mark.skipif(not BUILT, reason=f"extension not built: {cpp.ERROR}")
-SHAPES = [(3, 24, 5, 7), (2, 7, 3, 3), (4, 1, 5, 2), (3, 16, 1, 1), (0, 8, 4, 4)]
-LAYOUTS = ["contiguous", "channels_last", "strided"]
-
-
-def assert_close(actual: dict, expected: dict, relative: float) -> None:
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        assert actual[name].shape == value.shape, name
-        if value.numel():
-            error = (actual[name] - value).abs().max().item()
-            assert error <= relative * max(value.abs().max().item(), 1e-3), f"{name}: {error:.3g}"
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("view", ["spatial", "channel"])
+@pytest.mark.usefixtures("_test_impls")
 def test_plain_operators_are_the_reference(view, ablation):
     """The oracle of the operators, put together by `fused`, answers to the reference itself."""
     module = make_rga(24, (5, 7), view[0], ablation, dtype=torch.float64)
@@ -60,56 +47,7 @@ def test_plain_operators_are_the_reference(view, ablation):
 
 
 def plain_attention(x, branch):
-    return fused.attention(x, [branch], "plain_fused")
-
-
-@needs_cpp
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(
-    ("shape", "layout"),
-    [*product(SHAPES, LAYOUTS[:1]), (SHAPES[0], LAYOUTS[1]), (SHAPES[1], LAYOUTS[2])],
-    ids=str,
-)
-@pytest.mark.parametrize(("variant", "ablation"), ALL_VARIANTS)
-def test_float64_parity(variant, ablation, shape, layout, training):
-    module = make_rga(shape[1], shape[2:], variant, ablation, dtype=torch.float64).train(training)
-    x = make_map(shape, dtype=torch.float64, layout=layout, seed=1)
-    dout = make_map(shape, dtype=torch.float64, seed=2)
-    expected, before = run(module, x, dout, "reference"), x.clone()
-    assert_close(run(module, x, dout, "cpp"), expected, 1e-9)
-    assert torch.equal(x, before)
-    if not training:
-        module.impl = "cpp"
-        with torch.no_grad():
-            assert_close({"out": module(x)}, {"out": expected["out"]}, 1e-10)
-
-
-def draws(
-    variant, ablation, dtype, training, autocast=None, shape=(4, 64, 8, 8), impl="cpp", count=5
-):
-    for seed, layout in enumerate((LAYOUTS + LAYOUTS[:2])[:count]):
-        x, dout = (make_map(shape, dtype=dtype, layout=layout, seed=100 * seed + k) for k in (1, 2))
-        module = make_rga(shape[1], shape[2:], variant, ablation, seed=seed, down_ratio=2)
-        module = leave_the_kinks(module, x).to(dtype).train(training)
-        with torch.autocast("cpu", autocast, enabled=autocast is not None):
-            actual, baseline = run(module, x, dout, impl), run(module, x, dout, "reference")
-        yield actual, baseline, run(module.double(), x.double(), dout.double(), "reference")
-
-
-@needs_cpp
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(("variant", "ablation"), [*product("sc", ABLATIONS), ("sc", "full")])
-def test_low_precision_stays_in_the_budget(variant, ablation, training, dtype):
-    check_results(list(draws(variant, ablation, dtype, training)))
-
-
-@needs_cpp
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(dtype):
-    results = list(draws("sc", "full", torch.float32, True, autocast=dtype))
-    assert all(actual["out"].dtype == torch.float32 for actual, _, _ in results)
-    check_results(results, product_dtype=dtype)
+    return fused.attention(x, [branch], "plain")
 
 
 @needs_cpp
@@ -120,38 +58,10 @@ def test_real_stages(stage):
     results = []
     for seed in range(5):
         x, dout = (make_map((2, C, H, W), seed=100 * seed + k) for k in (1, 2))
-        module = leave_the_kinks(make_rga(C, (H, W), seed=seed), x).float()
+        module = move_off_relu_kinks(make_rga(C, (H, W), seed=seed), x).float()
         actual, baseline = run(module, x, dout, "cpp"), run(module, x, dout, "torch")
         results.append((actual, baseline, run(module.double(), x.double(), dout.double(), "torch")))
     check_results(results)
-
-
-@needs_cpp
-@pytest.mark.parametrize("fill", [0.0, 1.0, 1e4], ids=["zero", "constant", "huge"])
-def test_maps_without_variance(fill):
-    module = make_rga(16, (4, 4), "sc", dtype=torch.float64)
-    x, dout = torch.full((2, 16, 4, 4), fill, dtype=torch.float64), make_map((2, 16, 4, 4))
-    results = run(module, x, dout, "cpp")
-    assert all(value.isfinite().all() for value in results.values())
-    assert_close({"out": results["out"]}, {"out": run(module, x, dout, "reference")["out"]}, 1e-9)
-
-
-@needs_cpp
-@pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("ablation", ["full", "symmetric", "none"])
-@pytest.mark.parametrize("variant", ["s", "c"])
-def test_gradcheck(variant, ablation, training):
-    module = make_rga(4, (2, 3), variant, ablation, dtype=torch.float64).train(training)
-    module.impl = "cpp"
-    x = make_map((3, 4, 2, 3), dtype=torch.float64).requires_grad_()
-    names, parameters = zip(*module.named_parameters(), strict=True)
-
-    def forward(x, *values):
-        replaced = dict(zip(names, values, strict=True))
-        return torch.func.functional_call(copy.deepcopy(module), replaced, (x,))
-
-    assert torch.autograd.gradcheck(forward, (x, *parameters), atol=1e-6)
 
 
 def set_momentum(layer: nn.BatchNorm2d) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_fused import assert_close, draws
+from parity import assert_close, check_budget, draws
 
 import rga_fast
 from rga_fast.fused import ops, triton
@@ -18,9 +18,9 @@ from rga_fast.testing import (
     ABLATIONS,
     STAGES,
     check_results,
-    leave_the_kinks,
     make_map,
     make_rga,
+    move_off_relu_kinks,
     run,
 )
 
@@ -36,7 +36,7 @@ interpreted = pytest.mark.skipif(
 gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        INTERPRETED or not triton.available(), reason="needs a CUDA device and Triton"
+        INTERPRETED or not triton.BACKEND.available(), reason="needs a CUDA device and Triton"
     ),
 ]
 SHAPE = (3, 24, 5, 7)  # odd sizes: no block divides them
@@ -56,24 +56,23 @@ SHAPE = (3, 24, 5, 7)  # odd sizes: no block divides them
     ids=str,
 )
 def test_training_stays_in_the_budget(variant, ablation, dtype):
-    check_results(list(draws(variant, ablation, dtype, True, shape=SHAPE, impl="triton")))
+    check_budget("triton", variant, ablation, dtype, shape=SHAPE)
 
 
 @interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_relations_made_again_stay_in_the_budget(dtype):
+def test_recomputed_relations_stay_in_the_budget(dtype):
     """Of more rows than theta and phi have: they are never stored."""
-    check_results(list(draws("s", "full", dtype, True, shape=(2, 16, 12, 12), impl="triton")))
+    check_budget("triton", "s", "full", dtype, shape=(2, 16, 12, 12))
 
 
 @interpreted
 @pytest.mark.slow
-def test_the_cuts_stay_in_the_budget(monkeypatch):
-    """A process group takes the operators of the cuts, not those of a whole branch."""
+def test_the_stages_stay_in_the_budget(monkeypatch):
+    """A process group takes the operators of the stages, not those of a whole branch."""
     monkeypatch.setitem(ops._DEFINED, "rga_fast_triton", frozenset(ops.SCHEMAS))
-    results = draws("sc", "full", torch.float32, True, shape=(2, 8, 6, 5), impl="triton")
-    check_results(list(results))
+    check_budget("triton", "sc", "full", torch.float32, shape=(2, 8, 6, 5))
 
 
 @interpreted
@@ -105,7 +104,7 @@ def test_evaluation_stays_in_the_budget(variant, ablation, dtype):
     for seed, layout in enumerate(["contiguous", "channels_last", "strided"]):
         x = make_map(SHAPE, dtype=dtype, layout=layout, seed=seed)
         module = make_rga(*SHAPE[1:2], SHAPE[2:], variant, ablation, seed=seed).eval()
-        module = leave_the_kinks(module, x).to(dtype).eval()
+        module = move_off_relu_kinks(module, x).to(dtype).eval()
         outs = []
         for impl in ("triton", "reference"):
             module.impl = impl
@@ -121,8 +120,11 @@ def test_evaluation_stays_in_the_budget(variant, ablation, dtype):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_autocast(training):
     """A float32 map under autocast, as behind a layer that returns float32."""
-    results = draws("s", "full", torch.float32, training, torch.bfloat16, SHAPE, "triton", count=1)
-    check_results(list(results), product_dtype=torch.bfloat16)
+    low = torch.bfloat16
+    results = draws(
+        "triton", "s", "full", torch.float32, training, autocast=low, shape=SHAPE, count=1
+    )
+    check_results(list(results), product_dtype=low)
 
 
 @interpreted
@@ -304,7 +306,7 @@ def on_gpu(stage, dtype, layout="contiguous", batch=4):
     x, dout = (
         make_map((batch, C, H, W), dtype=dtype, layout=layout, seed=seed).cuda() for seed in (1, 2)
     )
-    return leave_the_kinks(module.cuda(), x).float(), x, dout
+    return move_off_relu_kinks(module.cuda(), x).float(), x, dout
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

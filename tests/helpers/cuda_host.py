@@ -1,5 +1,6 @@
 """csrc/cuda/ compiled for the host (tests/emulate/): `torch.ops.rga_fast_cuda_host` on the CPU."""
 
+import ctypes
 import fcntl
 import functools
 import hashlib
@@ -21,6 +22,7 @@ HEADERS = [
 ]
 FLAGS = ["-std=c++20", "-fPIC", "-fno-strict-aliasing", "-fvisibility=hidden", "-DRGA_EMULATE"]
 FLAGS += ["-I", "tests/emulate", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+QUICK = ("-O1", "-g0")
 LINK = ["-ltorch", "-ltorch_cpu", "-lc10"]
 
 
@@ -32,9 +34,9 @@ def compiler() -> str:
 @functools.cache
 def build(*flags: str) -> Path:
     """The shared library, built where the sources or flags have changed since the last time."""
-    read = [*SOURCES, *sorted(HEADERS), Path(__file__)]
+    read = [*SOURCES, *sorted(HEADERS)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in read))
-    digest.update(repr((flags, torch.__version__, compiler())).encode())
+    digest.update(repr((FLAGS, LINK, flags, torch.__version__, compiler())).encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rga_fast_tests"
     library = cache / f"cuda_host-{digest.hexdigest()[:16]}.so"
     cache.mkdir(parents=True, exist_ok=True)
@@ -63,9 +65,16 @@ def _build(library: Path, flags: tuple[str, ...]) -> None:
         os.replace(f"{folder}/x.so", library)
 
 
-@functools.cache
-def load(library: Path) -> torch.library.Library:
-    """Registers the operators; they live as long as the process."""
-    defined = ops.define("cuda_host", ops.SCHEMAS | ops.PAIR)
-    torch.ops.load_library(library)
-    return defined
+_loaded: list[torch.library.Library] = []  # the operators live as long as this
+
+
+def load(library: Path | None = None) -> None:
+    """Registers the operators, once in a process: those of `library`, or built quickly."""
+    if not _loaded:
+        torch.ops.load_library(library or build(*QUICK))
+        _loaded.append(ops.define("cuda_host", ops.SCHEMAS | ops.PAIR))
+
+
+def launches() -> int:
+    """How many kernels ran so far."""
+    return ctypes.CDLL(str(build(*QUICK))).emulated_launches()

@@ -1,1 +1,1 @@
-"""From a folder on disk to batches: data sets, images, the pixel cache, augmentation, sampling."""
+"""Data sets, images, the pixel cache, augmentation, sampling and batches."""

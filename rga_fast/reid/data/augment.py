@@ -1,8 +1,8 @@
-"""The published augmentation, for a whole batch on the device where the batch lies.
+"""The published augmentation, for a whole batch on its device.
 
-What is random is drawn first, on the CPU (`Augmentation.draw`), then applied: the same generator
-makes the same choices for every device, nothing waits for the device, and a process that holds a
-slice of a batch can apply that slice of the draws.
+Random numbers are drawn first, on the CPU (`Augmentation.draw`), then applied. So a generator makes
+the same choices for every device, nothing waits for the device, and a process that holds a slice of
+a batch applies the same slice of the draws.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ ERASE_ATTEMPTS = 100
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """These passes are so short that a second thread gains nothing, and where others hold the
-    cores, decoding workers above all, waiting for it at each of them costs up to ten times as much.
+    """These passes are so short that a second thread gains nothing. If the cores are busy, as with
+    decoding workers, waiting for it in each pass takes up to ten times as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -36,25 +36,25 @@ def _one_thread() -> Iterator[None]:
 
 
 class Draws(NamedTuple):
-    """What happens to each of B images. All tensors lie on the CPU and have B rows."""
+    """The random choices for B images: tensors on the CPU with B rows."""
 
     translate: Tensor  # bool (B,)
     offset: Tensor  # int64 (B, 2): top and left of the crop from the enlarged image
     flip: Tensor  # bool (B,)
-    erase: Tensor  # int64 (B, 4): top, left, height, width; zeros where nothing is erased
+    erase: Tensor  # int64 (B, 4): top, left, height, width; zeros without erasing
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random translation, flip and erasing with the published probabilities and ranges.
 
-    Translation enlarges an image by `enlarge` and crops it at a random place. The enlargement
-    starts from the image at training size, so that a cache holds every image once; the published
-    code starts from the file. Files of the training size give the same pixels, others a slightly
-    softer picture. Erasing fills a rectangle with 0 after normalisation; its share of the image
-    and its aspect (height / width) are uniform in `erase_area` and `erase_aspect`.
+    Translation enlarges an image by `enlarge` and crops it at a random place. It enlarges the image
+    at training size, so that a cache holds every image once; the published code resizes the file.
+    Files of the training size give the same pixels, others a slightly softer image. Erasing fills a
+    rectangle with 0 after normalisation; its share of the image and its aspect (height / width) are
+    uniform in `erase_area` and `erase_aspect`.
 
-    ValueError: a probability outside 0..1, `enlarge` below 1, a range that is not one.
+    ValueError: a probability outside 0..1, `enlarge` below 1, an invalid range.
     """
 
     translate: float = 0.5
@@ -81,7 +81,7 @@ class Augmentation:
                 )
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), normalised. `generator` is one of the CPU."""
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), normalised. `generator` is on the CPU."""
         B, H, W, _ = _check_pixels(pixels)
         return self.apply(pixels, self.draw(B, (H, W), generator))
 
@@ -104,10 +104,10 @@ class Augmentation:
 
     @_one_thread()
     def apply(self, pixels: Tensor, draws: Draws) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W): what `draws` says, then normalised.
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W): `draws` applied, then normalised.
 
-        Rectangles are moved image by image, as views, which is faster on a CPU than masks and
-        gathers over the batch.
+        Crops are copied image by image, as views, which is faster on a CPU than masks and gathers
+        over the batch.
         """
         _, H, W, _ = _check_pixels(pixels)
         moved = draws.translate.nonzero().flatten()
@@ -130,7 +130,7 @@ class Augmentation:
     def _rectangles(
         self, size: tuple[int, int], wanted: Tensor, shape: Tensor, place: Tensor
     ) -> Tensor:
-        """(B, 4): for each image the first of its attempts (B, 2, A) that fits into `size`."""
+        """(B, 4): for each image the first attempt in `shape` (B, 2, A) that fits into `size`."""
         H, W = size
         area = torch.lerp(*_ends(self.erase_area), shape[:, 0]) * (H * W)
         aspect = torch.lerp(*_ends(self.erase_aspect), shape[:, 1])
@@ -147,7 +147,7 @@ class Augmentation:
 
 @_one_thread()
 def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), contiguous: ImageNet's mean and deviation."""
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), contiguous: by ImageNet's mean and deviation."""
     _check_pixels(pixels)
     factor, shift = _affine(pixels.device)
     images = pixels.permute(0, 3, 1, 2).contiguous().float()
@@ -156,14 +156,14 @@ def normalise(pixels: Tensor) -> Tensor:
 
 @cache
 def _affine(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3, 1, 1) each: 1 / (255 std), mean / std. Kept, as copying them would wait for a GPU."""
+    """(3, 1, 1) each: 1 / (255 std), mean / std. Cached: copying them would wait for a GPU."""
     with torch.inference_mode(False):
         mean, std = (torch.tensor(c)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
         return (1 / (255 * std)).to(device), (mean / std).to(device)
 
 
 def denormalise(images: Tensor) -> Tensor:
-    """float32 (B, 3, H, W) as `normalise` makes them -> in 0..1 on the CPU, to be shown."""
+    """The inverse of `normalise`, for display: float32 (B, 3, H, W) in 0..1, on the CPU."""
     mean, std = (torch.tensor(c)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
     return (images.detach().float().cpu() * std + mean).clamp(0, 1)
 
@@ -179,7 +179,7 @@ def _check_pixels(pixels: Tensor) -> torch.Size:
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 (B, h, w, 3) -> uint8 (B, H, W, 3), bilinear, rounded as Pillow does."""
     images = pixels.permute(0, 3, 1, 2)
-    if pixels.is_cpu:  # only the CPU interpolates bytes, and does so 5 times as fast as floats
+    if pixels.is_cpu:  # only the CPU interpolates bytes, 5 times as fast as floats
         images = F.interpolate(images, size=size, mode="bilinear")
     else:
         images = F.interpolate(images.float(), size=size, mode="bilinear").round().byte()

@@ -1,27 +1,28 @@
-"""What `rga-fast data` tells about a data set."""
+"""The report of `rga-fast data` on a data set."""
 
 from __future__ import annotations
 
 import warnings
 
-from rga_fast.reid.console import Advance, console, report_table
+from rga_fast.reid.console import Advance, console
 from rga_fast.reid.data.datasets import ReidData, dataset_report, read_dataset
-from rga_fast.reid.data.loader import damaged_images
+from rga_fast.reid.data.images import damaged_images
+from rga_fast.reid.data.tables import report_table
 
 SHOWN = 10  # damaged images that are named
 
 
 def check_dataset(
-    path: str, *, boxes: str | None, val_trains: bool, decode: bool, progress: Advance
+    path: str, *, boxes: str | None, train_on_val: bool, decode: bool, progress: Advance
 ) -> tuple[ReidData, bool]:
-    """Prints layout and counts of the data set at `path` beside the published ones, and what is
-    wrong, in sentences. Returns it, and whether it can be used and compared (no errors).
+    """Prints layout and counts of the data set at `path` with the published counts, and what is
+    wrong, in sentences. Returns the data set, and whether it can be used and compared (no errors).
 
-    `decode` opens every image, too. Raises what `open_dataset` raises.
+    `decode` opens every image, too. Errors as `open_dataset`.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        data = read_dataset(path, boxes=boxes, val_trains=val_trains)
+        data = read_dataset(path, boxes=boxes, train_on_val=train_on_val)
     report = dataset_report(data)
     console.print(report_table(report))
     errors = list(report.errors)

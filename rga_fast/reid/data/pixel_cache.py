@@ -1,4 +1,4 @@
-"""Decoded images in a file: written once, then mapped by every process that wants them."""
+"""Decoded images in a file: written once, then mapped by every process that uses them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from rga_fast.reid.data.datasets import Split
-from rga_fast.reid.data.datasets.common import user_cache
+from rga_fast.reid.files import user_cache, write_file
 
-VERSION = 1  # rises whenever the same files give other pixels
-CHUNK = 512  # images that are in memory at once while the file is written
+VERSION = 1  # to be increased when the same files give other pixels
+CHUNK = 512  # images in memory at a time while the file is written
 
 Decode = Callable[[range], np.ndarray]  # the images of these indices, uint8 (n, H, W, 3)
 
@@ -29,14 +29,13 @@ def map_pixels(
 ) -> np.memmap:
     """uint8 (N, H, W, 3), read-only: the images of `split`, mapped from a file in `folder`.
 
-    The file is written now unless it is there already; that is announced on stderr with its size.
-    It belongs to the images' names, sizes and times of modification and to `size`: where one of
-    these has changed, a new one replaces it. It appears under its name when it is whole and on
-    disk; of several processes one writes and the others wait. `folder` None is `rga_fast/pixels` in
-    the user's cache folder.
+    If the file is missing it is written now, which is announced on stderr with its size. It is
+    valid for the images' names, sizes and modification times and for `size`; if one of these has
+    changed, a new file replaces it. The write is atomic; of several processes one writes and the
+    others wait. `folder` None is `pixels` in `user_cache()`.
 
-    OSError: the folder cannot be written, or the disk is full; whatever `decode` raises. Nothing
-    is left behind then.
+    OSError: the folder cannot be written, or the disk is full; whatever `decode` raises. No partial
+    file remains then.
     """
     folder = Path(folder or user_cache() / "pixels")
     names = _digest([*split.paths, f"{size[0]}x{size[1]}", f"version {VERSION}"])
@@ -64,7 +63,7 @@ def _digest(lines: Iterable[str]) -> str:
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
-    """The file at `path` if it is there and whole."""
+    """The file at `path`; None if it is missing or damaged."""
     try:
         pixels = np.load(path, mmap_mode="r")
     except FileNotFoundError:
@@ -97,19 +96,18 @@ def _write(target: Path, shape: tuple[int, ...], decode: Decode) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < nbytes:
         raise _no_room(target, nbytes, f"only {_megabytes(free)} are free")
-    partial = target.with_suffix(".partial")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    try:
-        with partial.open("wb") as file:
+
+    def write_images(path: Path) -> None:
+        with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for first in range(0, count, CHUNK):
                 file.write(decode(range(first, min(first + CHUNK, count))).data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+
+    try:
+        write_file(target, write_images)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
             raise _no_room(target, nbytes, "the disk is full") from error
         raise
 

@@ -1,4 +1,4 @@
-"""Batches of P identities with K images each, as batch-hard mining needs them."""
+"""Batches of P identities with K images each, for batch-hard mining."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from rga_fast.reid.distributed import Ranks
+
 
 class IdentitySampler:
-    """Yields batches of image indices: P identities, K images of each, side by side.
+    """Yields batches of image indices: P identities with K consecutive images each.
 
     The published rule: every identity once per epoch in random order, the last incomplete batch
-    dropped; K images without repetition where an identity has that many, with repetition elsewhere.
-    `set_epoch` and the seed determine the whole order, whatever was drawn before, so that an
-    interrupted run continues with the same batches. As a batch holds its identities one after the
-    other, equal slices of it share no identity.
+    dropped; K images without repetition if an identity has that many, else with repetition. The
+    order depends on the seed and `set_epoch` only, so that a resumed run continues with the same
+    batches. As a batch holds its identities one after the other, equal slices of it share no
+    identity.
 
-    `labels` (N,) are integers, not necessarily without gaps. A batch is int64 (P * K,).
+    `labels` (N,) are integers, gaps allowed. A batch is int64 (P * K,).
     ValueError: P or K below 1, a negative seed or epoch, or fewer than P identities.
     """
 
@@ -49,7 +51,7 @@ class IdentitySampler:
         self._images = np.split(order, np.cumsum(counts)[:-1])  # per identity
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch (from 0) that the next iteration yields."""
+        """Chooses the epoch (from 0) of the next iteration."""
         if epoch < 0:
             raise ValueError(f"IdentitySampler: epoch must be at least 0, got {epoch}")
         self.epoch = epoch
@@ -73,10 +75,10 @@ class IdentitySampler:
 def rank_positions(
     identities: int, images: int, *, rank: int = 0, world: int = 1, parts: int = 1
 ) -> np.ndarray:
-    """Which places of a batch of `identities` x `images` belong to a process: int64, ascending.
+    """The rows of a batch of `identities` x `images` that a rank trains on: int64, ascending.
 
-    The batch is worked on in `parts` slices one after the other, each of them split over `world`
-    processes. No two of these pieces share an identity.
+    The batch is processed in `parts` slices one after the other, each split over `world` ranks. No
+    two of these pieces share an identity.
 
     Raises:
         ValueError: if the identities cannot be divided evenly.
@@ -88,3 +90,36 @@ def rank_positions(
         )
     pieces = np.arange(identities * images).reshape(parts, world, -1)
     return pieces[:, rank].ravel()
+
+
+def make_sampler(
+    labels: np.ndarray,
+    *,
+    identities_per_batch: int,
+    images_per_identity: int,
+    seed: int,
+    accumulate: int,
+    mine_across_ranks: bool,
+    ranks: Ranks,
+) -> tuple[IdentitySampler, np.ndarray]:
+    """Batches of the images with `labels` (N,), and the positions in each that this rank trains on,
+    slice by slice.
+
+    Raises:
+        ValueError: for too few identities, or if ranks and slices cannot share them.
+    """
+    sampler = IdentitySampler(labels, identities_per_batch, images_per_identity, seed)
+    positions = rank_positions(
+        identities_per_batch,
+        images_per_identity,
+        rank=ranks.rank,
+        world=ranks.world,
+        parts=accumulate,
+    )
+    mined = identities_per_batch // accumulate // (1 if mine_across_ranks else ranks.world)
+    if mined < 2 <= identities_per_batch:
+        raise ValueError(
+            f"config: accumulate = {accumulate} and {ranks.world} ranks leave {mined} identity to "
+            "mine triplets from, and at least 2 are needed"
+        )
+    return sampler, positions

@@ -1,1 +1,1 @@
-"""The network, and the weights that it starts from."""
+"""The network, its attention, and pretrained weights."""

@@ -11,15 +11,15 @@ from rga_fast.reid.network.reidnet import ReidNet
 
 
 class PretrainedReport(NamedTuple):
-    """What a file gave. `str()` of it is a summary to print."""
+    """The result of loading a file. `str()` of it is a summary to print."""
 
     path: Path
     loaded: list[str]
-    """Keys of the file, now in the backbone."""
+    """Keys of the file, loaded into the backbone."""
     not_loaded: list[str]
     """Keys of the model that keep their values: attention, neck, classifier."""
     unused: list[str]
-    """Keys of the file without a place in the model: the ImageNet classifier."""
+    """Keys of the file that the model does not have: the ImageNet classifier."""
 
     def __str__(self) -> str:
         return (
@@ -34,20 +34,17 @@ def load_pretrained(model: ReidNet, path: str | Path) -> PretrainedReport:
 
     Args:
         model: keeps its attention, neck and classifier.
-        path: a state dict with torchvision's names, .safetensors or what `torch.save` wrote
-            (.pth, .pt). Besides the backbone it may hold `fc.*`.
+        path: a state dict with torchvision's names, in .safetensors or `torch.save`'s format (.pth,
+            .pt). It may hold `fc.*` as well.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a state dict, or that of another network.
+        ValueError: if it is not a state dict, or one of another network.
     """
     path = Path(path)
     state = _read(path)
-    own = {
-        key: tensor
-        for key, tensor in model.backbone.state_dict().items()
-        if not key.startswith("rga_att")
-    }
+    trunk = model.backbone.trunk
+    own = {k: v for k, v in model.backbone.state_dict().items() if k.split(".")[0] in trunk}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own and not k.startswith("fc.")]
     shapes = [
@@ -84,7 +81,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # a foreign file can fail in any way
+    except Exception as error:  # many kinds, depending on the file
         raise ValueError(f"{path} is not a file of weights: {type(error).__name__}") from error
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
@@ -102,6 +99,6 @@ def _describe(value: object) -> str:
 
 
 def _modules(keys: list[str]) -> str:
-    """The modules that the keys belong to, without the layers inside of attention."""
+    """The top-level modules that the keys belong to."""
     names = [key.removeprefix("backbone.").split(".")[0] for key in keys]
     return ", ".join(dict.fromkeys(names)) or "nothing"

@@ -1,15 +1,17 @@
 """The network: a ResNet with attention after its stages, and a neck of batch normalisation."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from rga_fast import RGA
+from rga_fast.reid.network.attention import NONE, make_attention
+from rga_fast.reid.network.resnet import Backbone
 
 
 class ReidOutput(NamedTuple):
-    """(B, D), (B, D), (B, num_classes). Both features serve retrieval; the triplet loss takes the
-    one before the neck, the classifier the one after it."""
+    """(B, D), (B, D), (B, num_classes). Both features can be used for retrieval; the triplet loss
+    takes the one before the neck, the classifier the one after it."""
 
     before_neck: Tensor
     after_neck: Tensor
@@ -20,17 +22,17 @@ class ReidNet(nn.Module):
     """ResNet, attention, global average pooling, `BatchNorm1d` with a frozen bias, classifier.
 
     (B, 3, H, W) -> `ReidOutput`. The `state_dict` has the keys of the published RGA network, with
-    torchvision's names in `backbone`: its ImageNet weights load, see `load_pretrained`.
+    torchvision's names in `backbone`, so that ImageNet weights load (`load_pretrained`).
 
     Args:
-        arch: one of `ARCHITECTURES`.
+        arch: one of `resnet.ARCHITECTURES`.
         num_classes: identities of the training set.
         size: (H, W) of the images, in pixels.
-        stages: after which of the stages 1 to 4 attention follows.
-        variant: of `RGA`; None for the baseline without attention.
-        width: channels of the stem; 64 for the ResNets by their names.
-        last_stride: stride of stage 4: 1 for re-identification, 2 for the original ResNet.
-        impl, attention: further options of `RGA`, such as `spatial_ratio` and `embedding`.
+        stages: the stages, of 1 to 4, that attention follows.
+        attention: its name, see `make_attention`; "none" for the baseline.
+        width: channels of the stem; 64 in the published ResNets.
+        last_stride: stride of stage 4: 1 for re-identification, 2 in the original ResNet.
+        options: of the attention, such as `impl` and `spatial_ratio` of `RGA`.
 
     Raises:
         ValueError: for an option that does not exist or an input of another shape.
@@ -42,29 +44,34 @@ class ReidNet(nn.Module):
         num_classes: int = 751,
         size: tuple[int, int] = (256, 128),
         stages: tuple[int, ...] = (1, 2, 3, 4),
-        variant: str | None = "sc",
+        attention: str = "rga-sc",
         width: int = 64,
         last_stride: int = 1,
-        impl: str = "auto",
-        **attention: Any,
+        **options: Any,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"ReidNet: num_classes must be at least 1, got {num_classes}")
+        self.arch, self.width, self.attention_name = arch, width, attention
         self.size = (size[0], size[1])
         self.backbone = Backbone(
             arch,
             self.size,
-            () if variant is None else stages,
+            () if attention == NONE else stages,
             width,
             last_stride,
-            {"variant": variant, "impl": impl, **attention},
+            partial(make_attention, attention, **options),
         )
         self.feature_dim = self.backbone.channels
         self.feat_bn = nn.BatchNorm1d(self.feature_dim)
         self.feat_bn.bias.requires_grad_(False)
         self.cls = nn.Linear(self.feature_dim, num_classes, bias=False)
         nn.init.normal_(self.cls.weight, std=0.001)
+
+    @property
+    def attention(self) -> dict[int, nn.Module]:
+        """The attention after each stage that has one, by the stage's number, 1 to 4."""
+        return self.backbone.attention
 
     def forward(self, images: Tensor) -> ReidOutput:
         if images.ndim != 4 or images.shape[1:] != (3, *self.size):
@@ -75,138 +82,3 @@ class ReidNet(nn.Module):
         before = self.backbone(images).mean(dim=(2, 3))
         after = self.feat_bn(before)
         return ReidOutput(before, after, self.cls(after))
-
-
-class Backbone(nn.Module):
-    """A ResNet (He et al., 2016) without its head. Stride in the 3x3 convolution, as torchvision's.
-
-    (B, 3, *size) -> (B, channels, H', W'). Convolutions start from Kaiming's normal distribution.
-    """
-
-    def __init__(
-        self,
-        arch: str,
-        size: tuple[int, int],
-        stages: tuple[int, ...],
-        width: int,
-        last_stride: int,
-        attention: dict[str, Any],
-    ) -> None:
-        super().__init__()
-        _check_options(arch, size, stages, width, last_stride)
-        block, depths = ARCHITECTURES[arch]
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        layers, maps = [], []
-        inputs, size = width, _strided(_strided(size, 2), 2)
-        for stage, (depth, stride) in enumerate(zip(depths, (1, 2, 2, last_stride), strict=True)):
-            inner = width * 2**stage
-            blocks = [block(inputs, inner, stride)]
-            inputs, size = inner * block.expansion, _strided(size, stride)
-            blocks += [block(inputs, inner) for _ in range(depth - 1)]
-            layers.append(nn.Sequential(*blocks))
-            maps.append((inputs, size))
-        self.channels = inputs
-        for module in (self.conv1, *layers):
-            module.apply(_initialise)
-
-        self.layer1, self.layer2, self.layer3, self.layer4 = layers
-        self.rga_att1, self.rga_att2, self.rga_att3, self.rga_att4 = (
-            RGA(*maps[stage - 1], **attention) if stage in stages else nn.Identity()
-            for stage in (1, 2, 3, 4)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.rga_att1(self.layer1(x))
-        x = self.rga_att2(self.layer2(x))
-        x = self.rga_att3(self.layer3(x))
-        return self.rga_att4(self.layer4(x))
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut: ResNet-18 and 34."""
-
-    expansion = 1
-
-    def __init__(self, inputs: int, inner: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, inner, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, inner, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut: ResNet-50 and 101."""
-
-    expansion = 4
-
-    def __init__(self, inputs: int, inner: int, stride: int = 1) -> None:
-        super().__init__()
-        outputs = inner * self.expansion
-        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, outputs, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-}
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-    )
-
-
-def _strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """The size behind a convolution or pooling with kernel 2 * padding + 1, as all here are."""
-    return ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-
-
-def _check_options(
-    arch: str, size: tuple[int, int], stages: tuple[int, ...], width: int, last_stride: int
-) -> None:
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"ReidNet: arch must be one of {', '.join(ARCHITECTURES)}, got {arch!r}")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"ReidNet: size must be (H, W) in pixels, got {size}")
-    if not set(stages) <= {1, 2, 3, 4} or len(set(stages)) != len(stages):
-        raise ValueError(f"ReidNet: stages must be some of 1, 2, 3, 4, each once, got {stages}")
-    if width < 1 or last_stride not in (1, 2):
-        raise ValueError(
-            "ReidNet: width must be at least 1 and last_stride 1 or 2, "
-            f"got {width} and {last_stride}"
-        )

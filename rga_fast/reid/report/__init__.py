@@ -1,1 +1,1 @@
-"""What a finished run looks like: curves."""
+"""Reports of finished runs: curves."""

@@ -1,4 +1,4 @@
-"""The curves of one or several runs in one picture."""
+"""Curves of one or several runs in one figure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rga_fast.reid.files import write_file
+
 PANELS = {
     "loss": "loss",
     "lr": "learning rate",
@@ -17,20 +19,20 @@ PANELS = {
     "rank1": "rank-1, query and gallery",
     "images_per_s": "images/s",
 }
-FEATURE = "after_neck"  # whose mAP and rank-1 are shown
-WANTED = "curves are drawn where matplotlib is: pip install 'rga-fast[plots]'"
+FEATURE = "after_neck"  # its mAP and rank-1 are shown
+WANTED = "drawing curves needs matplotlib: pip install 'rga-fast[plots]'"
 
 
 class Curve(NamedTuple):
-    """Points of a curve: epochs done, values; the same length."""
+    """Points of a curve: completed epochs and values, of equal length."""
 
     x: list[float]
     y: list[float]
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
-    """The curves of a run's `metrics.jsonl`, by the names of `PANELS`: the mean of each epoch's
-    steps, and every evaluation.
+    """The curves in a run's `metrics.jsonl`, by the names of `PANELS`: means over the steps of each
+    epoch, and every evaluation.
 
     ValueError: a file without steps.
     """
@@ -46,7 +48,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     for epoch, of_epoch in sorted(steps.items()):
         for name in ("loss", "lr"):
             _add(curves[name], epoch, float(np.mean([row[name] for row in of_epoch])))
-        for name in ("accuracy", "images_per_s"):  # the last row is of the whole epoch
+        for name in ("accuracy", "images_per_s"):  # the last row covers the whole epoch
             if name in of_epoch[-1]:
                 _add(curves[name], epoch, of_epoch[-1][name])
     for row in rows:
@@ -59,8 +61,8 @@ def read_curves(run: Path) -> dict[str, Curve]:
 def draw_curves(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
     """Draws loss, learning rate, accuracy, mAP, rank-1 and images/s over the epochs to a PNG file.
 
-    `runs` are folders of runs by the names to show; those of a name, which differ by their seed,
-    share a colour. ImportError says which extra this takes; ValueError and OSError as
+    `runs` maps names in the legend to folders of runs; the runs of a name, with different seeds,
+    share a colour. ImportError names the extra that is missing; ValueError and OSError as
     `read_curves`.
     """
     try:
@@ -87,17 +89,11 @@ def draw_curves(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
             axis.set_ylim(0, 1.05 * most or 1)
     if len(curves) > 1:
         axes[0, 0].legend()
-    partial = target.with_suffix(".partial")
-    try:
-        figure.savefig(partial, format="png", dpi=80)
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_file(target, lambda path: figure.savefig(path, format="png", dpi=80))
 
 
 def curves_note(run: Path) -> str:
-    """Draws `curves.png` in a run's folder if that can be done; a line that says so."""
+    """Draws `curves.png` in a run's folder, if matplotlib is installed. Returns a line to print."""
     target = run / "curves.png"
     try:
         draw_curves({run.name: [run]}, target)

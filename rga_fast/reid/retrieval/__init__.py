@@ -1,1 +1,1 @@
-"""From a trained network to ranks: features, metrics."""
+"""Retrieval with a trained network: features, ranking, metrics."""

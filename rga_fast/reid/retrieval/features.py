@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rga_fast.reid.console import progress
 from rga_fast.reid.data.datasets import ReidData, Split
-from rga_fast.reid.data.loader import EvalBatches, Images, open_images
+from rga_fast.reid.data.images import Images, open_images
+from rga_fast.reid.data.loader import EvalBatches
 from rga_fast.reid.distributed import Ranks
+from rga_fast.reid.files import write_file
 from rga_fast.reid.network.reidnet import ReidNet
 from rga_fast.reid.retrieval.metrics import RankMetrics, rank_metrics
 
@@ -30,7 +32,7 @@ class Features(NamedTuple):
 
 
 class EvalData(NamedTuple):
-    """What is searched for, and where, with the images at the network's size."""
+    """A data set with its query and gallery images at the network's size."""
 
     data: ReidData
     query: Images
@@ -52,12 +54,12 @@ def extract_features(
     device: torch.device | str = "cpu",
     workers: int = 0,
     ranks: Ranks | None = None,
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> Features:
-    """Features of all images, in their order, in evaluation mode.
+    """Features of all images, in their order, in evaluation mode; the model's mode is restored.
 
-    `progress` is told how many images each batch held. The model's mode is left as it was. Where
-    there are several `ranks`, each takes a share of the batches, and all of them get all features.
+    `advance` is called with the number of images after each batch. With several `ranks`, each
+    takes a share of the batches, and all of them get all features.
     """
     ranks = ranks or Ranks()
     training = model.training
@@ -70,15 +72,34 @@ def extract_features(
             output = model(batch)
             features.before_neck[indices] = output.before_neck.float().cpu()
             features.after_neck[indices] = output.after_neck.float().cpu()
-            if progress is not None:
-                progress(len(batch) * ranks.world)
+            if advance is not None:
+                advance(len(batch) * ranks.world)
     finally:
         model.train(training)
     return Features(*map(ranks.sum, features))
 
 
+def extract_query_gallery(
+    model: ReidNet, images: EvalData, **options: Any
+) -> tuple[Features, Features]:
+    """Features of query and gallery, with one progress bar; options as `extract_features`."""
+    done = 0
+    with progress("evaluating", len(images.query) + len(images.gallery)) as bar:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            bar(done)
+
+        query, gallery = (
+            extract_features(model, part, **options, advance=advance)
+            for part in (images.query, images.gallery)
+        )
+    return query, gallery
+
+
 def score(data: ReidData, query: Features, gallery: Features) -> dict[str, RankMetrics]:
-    """The metrics of both features, cosine distance, by the Market-1501 rules."""
+    """The metrics of both features: cosine distance, the rules of Market-1501."""
     labels = (
         data.query.identities,
         data.gallery.identities,
@@ -94,7 +115,7 @@ def score(data: ReidData, query: Features, gallery: Features) -> dict[str, RankM
 def save_features(
     path: str | os.PathLike[str], data: ReidData, query: Features, gallery: Features
 ) -> None:
-    """Writes what was ranked to a .safetensors file.
+    """Writes features and labels of query and gallery to a .safetensors file.
 
     Tensors `{query,gallery}_{before_neck,after_neck}` (N, D), `_identities` and `_cameras` (N,);
     the metadata `query_paths` and `gallery_paths` are JSON lists, relative to the data set.
@@ -110,10 +131,4 @@ def save_features(
         for label in ("identities", "cameras"):
             tensors[f"{name}_{label}"] = torch.from_numpy(np.array(getattr(split, label)))
         paths[f"{name}_paths"] = json.dumps(split.paths)
-    partial = Path(f"{os.fspath(path)}.partial")
-    try:
-        save_file(tensors, partial, metadata=paths)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_file(path, lambda partial: save_file(tensors, partial, metadata=paths))

@@ -1,24 +1,23 @@
-"""The data set of the main job, drawn once into the user's cache folder."""
+"""The default synthetic data set, drawn once into the user's cache folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from rga_fast.reid.data.datasets.common import user_cache
+from rga_fast.reid.files import user_cache
 from rga_fast.reid.synth.dataset import VERSION, write_dataset
 
 IDENTITIES, SEED = 240, 0
 
 
 def cached_folder() -> Path:
-    """Where the default synthetic data set lies once it is drawn: in `rga_fast` below
-    `$XDG_CACHE_HOME`, or `~/.cache`."""
+    """Where the default synthetic data set is stored: in `user_cache()`."""
     return user_cache() / f"synthetic-{VERSION}-{IDENTITIES}-{SEED}"
 
 
 def cached_dataset(progress: Callable[[int, int], None] | None = None) -> Path:
-    """The folder of the default synthetic data set; it is written if it is not there yet.
+    """The folder of the default synthetic data set; written first if it is missing.
 
     Raises:
         OSError: if it cannot be written.

@@ -19,7 +19,7 @@ from rga_fast.reid.synth.cameras import CAMERAS
 from rga_fast.reid.synth.shot import misfire, photograph, pose_on, walk
 from rga_fast.reid.synth.wardrobe import look_of, stranger
 
-VERSION = 1  # of the generator: rises whenever the same seed gives other pictures
+VERSION = 1  # of the generator: to be increased when the same seed gives other pictures
 TRAIN, TEST, QUERY = "bounding_box_train", "bounding_box_test", "query"
 DISTRACTOR, JUNK = 0, -1
 # First words of the seed of each kind of generator; look_of uses 1 and 2.
@@ -43,7 +43,7 @@ class Task:
 
 
 def is_test(identity: int) -> bool:
-    """Every third identity is a test identity; the others train."""
+    """Every third identity is a test identity, the others are training identities."""
     return identity % 3 == 0
 
 
@@ -57,17 +57,17 @@ def write_dataset(
 ) -> dict[str, int]:
     """Writes the data set to the folder `out`, which must not exist or be empty.
 
-    Two thirds of the `identities` train, one third is for testing. `size` is (height, width) in
-    pixels. `workers` processes draw (all cores by default); the files do not depend on it, and the
-    pictures of an identity do not depend on how many there are. `progress(done, total)` hears
-    about every few pictures. Everything is written to a folder beside `out` that takes its name
-    when complete.
+    Two thirds of the `identities` are training identities, one third test identities. `size` is
+    (height, width) in pixels. `workers` processes draw (all cores by default); the files do not
+    depend on it, and the pictures of an identity do not depend on the number of identities.
+    `progress(done, total)` is called every few pictures. Everything is written to a temporary
+    folder next to `out`, which is renamed when complete.
 
     Returns the counts: `train_identities`, `train_images`, `test_identities`, `query_images`,
     `gallery_images` (of test identities), `distractor_images`, `junk_images`.
 
-    Raises ValueError for arguments out of range, FileExistsError if `out` holds something, and
-    OSError if it cannot be written.
+    Raises ValueError for arguments out of range, FileExistsError if `out` is not empty, and OSError
+    if it cannot be written.
     """
     out = Path(out)
     if identities < 3:
@@ -112,7 +112,7 @@ def write_dataset(
 
 
 def _tasks(identities: int) -> list[Task]:
-    """The work in pieces of about a dozen pictures."""
+    """The work, in tasks of about a dozen pictures."""
     tasks = [Task(identity) for identity in range(1, identities + 1)]
     for identity, count in ((DISTRACTOR, 2 * identities // 3), (JUNK, identities // 2)):
         for first in range(0, count, 12):
@@ -136,7 +136,7 @@ def _run(
                     left.pop(futures[future])
                     yield futures[future]
             except BrokenProcessPool:
-                pass  # no processes to be had, as in a script without a main guard: go on alone
+                pass  # processes cannot start, as in a script without a main guard: draw here
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -191,7 +191,7 @@ def _draw(task: Task, draft: Path, seed: int, size: tuple[int, int]) -> None:
 
 
 def _counts(root: Path) -> dict[str, int]:
-    """Counts the files that were really written."""
+    """Counts the files that were written."""
     names = {folder: [p.name for p in (root / folder).iterdir()] for folder in (TRAIN, TEST, QUERY)}
     kinds = Counter(name.split("_")[0] for name in names[TEST])
     distractors, junk = kinds.pop("0000", 0), kinds.pop("-1", 0)

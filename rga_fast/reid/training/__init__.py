@@ -1,1 +1,1 @@
-"""A training run: its steps, losses, schedule and record, and what a dry run says of it."""
+"""A training run: steps, losses, schedule, record, and the dry run."""

@@ -1,4 +1,4 @@
-"""What a run would be and need: `rga-fast train --dry-run`."""
+"""What a run would do and need: `rga-fast train --dry-run`."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rga_fast.reid.checkpoint import make_network
 from rga_fast.reid.config import Config
-from rga_fast.reid.console import console, dataset_table, progress
+from rga_fast.reid.console import console, progress
 from rga_fast.reid.data.datasets import ReidData, open_dataset
+from rga_fast.reid.data.images import cache_note
+from rga_fast.reid.data.sampler import make_sampler
+from rga_fast.reid.data.source import open_source
+from rga_fast.reid.data.tables import dataset_table
 from rga_fast.reid.distributed import Ranks, pick_device
-from rga_fast.reid.prepare import (
-    cache_note,
-    describe_network,
-    make_sampler,
-    open_training_data,
-    size_text,
-)
+from rga_fast.reid.files import size_text
+from rga_fast.reid.network.describe import describe_network
 from rga_fast.reid.synth import write_dataset
 from rga_fast.reid.synth.cached import IDENTITIES, SEED, cached_folder
 from rga_fast.reid.training.memory import step_memory
 
 
 def describe_run(config: Config) -> None:
-    """Prints every field, the data set, sizes, steps and the memory that is expected.
+    """Prints every field, the data set, sizes, steps and the expected memory; keeps nothing.
 
-    Nothing is kept: a synthetic data set that is not there yet is drawn for this alone. Started by
-    torchrun, rank 0 tells about its share.
+    A synthetic data set that is not cached yet is drawn and deleted again. Under torchrun, rank 0
+    prints its share.
 
     Raises:
-        ValueError, OSError: as `train`, before anything is trained.
+        ValueError, OSError: as `train`.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if int(os.environ.get("RANK", "0")) > 0:
@@ -43,10 +42,18 @@ def describe_run(config: Config) -> None:
     data = _open(config)
     console.print(dataset_table(data))
     num_classes = len(np.unique(data.train.labels))
-    sampler, positions = make_sampler(data, config, Ranks(0, world))
+    sampler, positions = make_sampler(
+        data.train.labels,
+        identities_per_batch=config.identities_per_batch,
+        images_per_identity=config.images_per_identity,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        mine_across_ranks=config.mine_across_ranks,
+        ranks=Ranks(0, world),
+    )
     with FakeTensorMode(), device:
         network = make_network(config, num_classes)
-    console.print(describe_network(network, config, device))
+    console.print(describe_network(network, device))
 
     P, K, parts = config.identities_per_batch, config.images_per_identity, config.accumulate
     line = f"batch: {P * K} images, {P} identities x {K}"
@@ -60,16 +67,18 @@ def describe_run(config: Config) -> None:
         f"memory of a step: {size_text(memory.peak)} = weights {size_text(memory.weights)} "
         f"+ gradients {size_text(memory.gradients)} + Adam {size_text(memory.optimizer)} "
         f"+ maps and the rest {size_text(memory.activations)}\n"
-        "  estimated from the sizes of all tensors; scratch memory of operators, the allocator's "
-        "waste and the program itself come on top"
+        "  estimated from the sizes of all tensors; scratch memory of operators, fragmentation and "
+        "the program itself are not included"
     )
     if config.cache != "off":
-        console.print(cache_note(config, (data.train, data.query, data.gallery), world))
+        console.print(
+            cache_note(config.cache, (data.train, data.query, data.gallery), config.size, world)
+        )
 
 
 def _open(config: Config) -> ReidData:
     if config.data is not None or cached_folder().exists():
-        return open_training_data(config)
+        return open_source(config.data, boxes=config.boxes, train_on_val=config.train_on_val)
     with tempfile.TemporaryDirectory() as folder, progress("drawing the synthetic data set") as bar:
         root = Path(folder) / "synthetic"
         write_dataset(root, IDENTITIES, SEED, progress=bar)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Losses(NamedTuple):
-    """Scalars, float32 or float64. `total` is what is trained on: identity + triplet."""
+    """Scalars, float32 or float64. `total` is minimised: identity + triplet."""
 
     total: Tensor
     identity: Tensor
@@ -23,17 +23,17 @@ def reid_losses(
     *,
     margin: float = 0.3,
     label_smoothing: float = 0.1,
-    join: Callable[[Tensor], Tensor] | None = None,
+    gather: Callable[[Tensor], Tensor] | None = None,
 ) -> Losses:
     """Cross entropy on the classifier plus the triplet on the feature before the neck, 1 : 1.
 
     (B, D) features, (B, classes) logits, (B,) int64 labels. Raises ValueError on other shapes.
-    `join` makes the batch of several processes from that of one, see `Ranks.join`: the triplets are
-    then mined among all of them.
+    `gather` concatenates the batches of all ranks (`Ranks.all_gather`): triplets are then mined in
+    all of them.
     """
     identity = F.cross_entropy(_full(logits), labels, label_smoothing=label_smoothing)
-    if join is not None:
-        features, labels = join(features), join(labels)
+    if gather is not None:
+        features, labels = gather(features), gather(labels)
     triplet = batch_hard_triplet(features, labels, margin)
     return Losses(identity + triplet, identity, triplet)
 
@@ -42,8 +42,8 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) ->
     """The batch-hard triplet loss (Hermans et al., "In Defense of the Triplet Loss", equation 5).
 
     Mean over the anchors of max(0, margin + d_positive - d_negative), with the Euclidean distances
-    to the farthest image of the anchor's identity and the nearest of another, features as they
-    come. The farthest may be the anchor itself; an anchor without negatives adds zero.
+    to the farthest image of the anchor's identity and the nearest of another; features are not
+    normalised. The farthest may be the anchor itself; an anchor without negatives adds zero.
 
     Distances are at least float32, under autocast too. Below 1e-6 they are constant, so that
     duplicates have a finite gradient.

@@ -1,4 +1,4 @@
-"""How much memory a step of training will take, without taking it."""
+"""An estimate of the memory of a training step, without allocating it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rga_fast.reid.training.step import Training
 
 
 class StepMemory(NamedTuple):
-    """Bytes. `weights` with buffers and averaged weights, `optimizer` Adam's moments, `activations`
-    whatever else is held at the `peak`: maps, their gradients, the batch."""
+    """Bytes. `weights` includes buffers and averaged weights, `optimizer` is Adam's moments,
+    `activations` everything else at the `peak`: maps, their gradients, the batch."""
 
     peak: int
     weights: int
@@ -32,25 +32,24 @@ class StepMemory(NamedTuple):
 
 
 def step_memory(config: Config, num_classes: int, images: int, device: torch.device) -> StepMemory:
-    """The most that the tensors of a step hold at once, with `images` in the batch of a rank.
+    """The peak memory of all tensors in a step, with `images` in the batch of a rank.
 
-    The second step runs on tensors without content, and every storage is counted from its making
-    to its end. Not counted: the scratch memory inside of operators, what the allocator keeps or
-    loses between blocks, the program itself (on a GPU its context), buffers of communication, and
-    what `torch.compile` saves.
+    Two steps run on fake tensors, and the lifetime of every storage in the second is counted. Not
+    included: scratch memory inside operators, fragmentation of the allocator, the program itself
+    (on a GPU its context), communication buffers, and the savings of `torch.compile`.
     """
     copies = 1 if config.ema is None else 2
     config = config.replace(compile=False, cuda_graph=False, channels_last=False, ema=None)
     if config.amp == "fp16":
-        config = config.replace(amp="bf16")  # as wide, and without a scaler
+        config = config.replace(amp="bf16")  # the same width, without a scaler
     live = _LiveBytes()
     with FakeTensorMode(), live, device:
         model = make_network(config, num_classes)
         training = Training(model, config, device)
-        training.start_epoch(config.freeze_epochs)  # when everything trains
+        training.start_epoch(config.freeze_epochs)  # all layers train
         pixels = torch.empty(images, 3, *config.size, device=device)
         labels = torch.zeros(images, dtype=torch.int64, device=device)
-        for _ in range(2):  # Adam's moments appear with the first
+        for _ in range(2):  # the first creates Adam's moments
             live.peak = live.now
             training.forward_backward(pixels, labels)
             training.update()
@@ -65,7 +64,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Bytes in the storages of all tensors that operators return while it is active."""
+    """Counts the bytes of all storages that operators return while it is active."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a run shows besides its lines and rows: TensorBoard's pages and a profile of a few steps."""
+"""Optional views of a run: TensorBoard, and a profile of a few steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from rga_fast.reid.console import console
 from rga_fast.reid.data.augment import denormalise
 from rga_fast.reid.data.datasets import Split
-from rga_fast.reid.data.loader import Images
+from rga_fast.reid.data.images import Images
 
 SKIPPED_STEPS, WARMUP_STEPS, PROFILED_STEPS = 1, 2, 3
 OPERATORS = 10  # in the table of the most expensive ones
@@ -26,10 +26,10 @@ THUMBNAIL_SIDE = 64
 
 
 class Monitor:
-    """Writes to `out / "tensorboard"` and `out / "profile"`, each if it is wanted.
+    """Writes to `out / "tensorboard"` and `out / "profile"`, each if requested.
 
-    A context manager around the steps; where nothing is wanted every method does nothing.
-    ImportError, before anything is written, names the extra that TensorBoard takes.
+    A context manager around the steps; if nothing is requested, every method does nothing.
+    ImportError, before anything is written, names the extra that TensorBoard needs.
     """
 
     def __init__(self, out: Path, *, tensorboard: bool = False, profile: bool = False) -> None:
@@ -40,8 +40,8 @@ class Monitor:
         self._writer: Any = None
         self._profiler: torch.profiler.profile | None = None
 
-    def behind(self, step: int) -> Monitor:
-        """For a run that continues behind `step`: what TensorBoard knows of later ones is void."""
+    def resume_after(self, step: int) -> Monitor:
+        """For a run that continues after `step`: TensorBoard discards later steps."""
         self._first_step = self._step = step
         return self
 
@@ -49,9 +49,9 @@ class Monitor:
         if self._writer_class is not None:
             folder = str(self.out / "tensorboard")
             self._writer = self._writer_class(folder, purge_step=self._first_step + 1)
-            console.print(f"to see the run: tensorboard --logdir {self.out}")
+            console.print(f"to view the run: tensorboard --logdir {self.out}")
         if self._profile:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it announces its start and stop
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages at start and stop
             steps = torch.profiler.schedule(
                 wait=SKIPPED_STEPS, warmup=WARMUP_STEPS, active=PROFILED_STEPS, repeat=1
             )
@@ -63,17 +63,17 @@ class Monitor:
 
     def __exit__(self, *_: object) -> None:
         if self._profiler is not None:
-            self._profiler.stop()  # keeps what it recorded, if there is something
+            self._profiler.stop()  # saves the recorded steps, if there are any
         if self._profiler is not None:
             console.print(
-                "nothing was profiled: that takes a run of at least "
+                "nothing was profiled: profiling needs a run of at least "
                 f"{SKIPPED_STEPS + WARMUP_STEPS + 1} steps"
             )
         if self._writer is not None:
             self._writer.close()
 
     def row(self, row: dict[str, Any]) -> None:
-        """The numbers of a row of `metrics.jsonl`, those of an evaluation by feature."""
+        """Adds the numbers of a row of `metrics.jsonl`; those of an evaluation by feature."""
         if self._writer is None:
             return
         for name, value in row.items():
@@ -84,7 +84,8 @@ class Monitor:
                 self._writer.add_scalar(f"train/{name}", value, row["step"])
 
     def step(self, images: Tensor) -> None:
-        """A step is done: on `images` (B, 3, H, W), of which TensorBoard shows the first batch."""
+        """Called after each step with its `images` (B, 3, H, W); TensorBoard shows the first
+        batch."""
         if self._writer is not None and self._step == self._first_step:
             shown = denormalise(images[:SHOWN_IMAGES])
             self._writer.add_images("batch", shown, self._step)
@@ -93,7 +94,8 @@ class Monitor:
             self._profiler.step()
 
     def embeddings(self, images: Images, split: Split, features: Tensor) -> None:
-        """The features (N, D) of a split's images with thumbnails, for TensorBoard's projector."""
+        """Adds the features (N, D) of a split's images, with thumbnails, to TensorBoard's
+        projector."""
         if self._writer is None:
             return
         chosen = np.arange(min(len(images), EMBEDDED_IMAGES))
@@ -109,14 +111,14 @@ class Monitor:
 
     def _keep_profile(self, profiler: torch.profiler.profile) -> None:
         steps = self._step - self._first_step - SKIPPED_STEPS - WARMUP_STEPS
-        if steps < 1:  # the run ended before
+        if steps < 1:  # the run ended during the warm-up
             return
         folder = self.out / "profile"
         keep = torch.profiler.tensorboard_trace_handler(str(folder), "train", use_gzip=True)
         keep(profiler)
         console.print(_operator_table(profiler.key_averages(), steps))
         console.print(
-            f"the profile is in {folder}; to look at it: pip install 'rga-fast[profile]' && "
+            f"the profile is in {folder}; to view it: pip install 'rga-fast[profile]' && "
             f"tensorboard --logdir {self.out}",
             markup=False,
         )
@@ -134,8 +136,8 @@ def _summary_writer() -> Any:
 
 
 def _thumbnails(pixels: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, s, s) in 0..1, in the middle of a white square: the
-    writer takes no other shape."""
+    """uint8 (N, H, W, 3) -> float32 (N, 3, s, s) in 0..1, centred on a white square: the
+    writer accepts only squares."""
     _, H, W, _ = pixels.shape
     side = min(max(H, W), THUMBNAIL_SIDE)
     height, width = (max(1, round(length * side / max(H, W))) for length in (H, W))
@@ -147,8 +149,7 @@ def _thumbnails(pixels: Tensor) -> Tensor:
 
 
 def _operator_table(events: Sequence[Any], steps: int) -> Table:
-    """The operators that took most time by themselves in `steps` steps, on the GPU if there was
-    one."""
+    """The operators with the largest self time over `steps` steps, on the GPU if one was used."""
     on_device = any(event.self_device_time_total > 0 for event in events)
     name = "self_device_time_total" if on_device else "self_cpu_time_total"
     events = [event for event in events if not event.key.startswith("ProfilerStep")]

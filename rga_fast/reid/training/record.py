@@ -1,31 +1,31 @@
-"""What a run writes down of its steps: rows in `metrics.jsonl`, and a line per epoch."""
+"""The record of a run: rows in `metrics.jsonl`, and a line per epoch."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from rga_fast.reid.config import Config
-from rga_fast.reid.console import FEATURE_NAMES
 from rga_fast.reid.data.loader import TrainBatches
+from rga_fast.reid.files import write_file
+from rga_fast.reid.retrieval.features import FEATURES
 from rga_fast.reid.retrieval.metrics import RankMetrics
 from rga_fast.reid.training.monitor import Monitor
 from rga_fast.reid.training.step import StepResult
 
 Scores = dict[str, RankMetrics]
 
-WORTH_SAYING = 0.1  # share of the time spent waiting for images
+WAITING_NOTED = 0.1  # share of the time spent waiting for images, from which it is printed
 
 
 class MetricsLog:
     """`metrics.jsonl`: one JSON object per line.
 
-    Opening drops the rows behind step `keep`, by a new file that takes the place of the old one.
-    Without a path, on ranks that don't write, nothing is written.
+    Opening drops the rows after step `keep`. Without a path, on ranks other than 0, nothing is
+    written.
     """
 
     def __init__(self, path: Path | None, keep: int, monitor: Monitor) -> None:
@@ -36,19 +36,14 @@ class MetricsLog:
             return
         kept = _rows(path, keep) if keep and path.exists() else []
         for row in kept:
-            if all(name in row for name in FEATURE_NAMES):
-                scores = {name: RankMetrics(**row[name]) for name in FEATURE_NAMES}
+            if all(name in row for name in FEATURES):
+                scores = {name: RankMetrics(**row[name]) for name in FEATURES}
                 self._scores[row["step"]] = scores
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(map(_line, kept))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_file(path, "".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, **row: Any) -> None:
-        """Adds a row, in the file at once, and tells the monitor."""
+        """Adds a row to the file, flushed, and to the monitor."""
         if self._file is not None:
             self._file.write(_line(row))
             self._file.flush()
@@ -60,7 +55,7 @@ class MetricsLog:
         self.write(step=step, epoch=epoch, **{name: m._asdict() for name, m in scores.items()})
 
     def scores(self, step: int) -> Scores | None:
-        """What the evaluation behind `step` gave, also before the run was continued."""
+        """The scores of the evaluation after `step`, if there was one, also before a resume."""
         return self._scores.get(step)
 
     def __enter__(self) -> MetricsLog:
@@ -80,23 +75,23 @@ def _rows(path: Path, keep: int) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the last line of a run that was killed
+        except json.JSONDecodeError:  # the incomplete last line of a run that was killed
             continue
     return [row for row in rows if row["step"] <= keep]
 
 
 class EpochRecord:
-    """The steps of an epoch: a row of the log for each, and `note`, the epoch so far in words."""
+    """The steps of an epoch: a row of the log for each, and `note`, a summary so far."""
 
     def __init__(self, config: Config, epoch: int, batches: TrainBatches, log: MetricsLog) -> None:
-        self.note = "was at its end already"  # where a run was stopped behind the last step
+        self.note = "was complete already"  # if the run was stopped after the last step
         self._config, self._epoch, self._batches, self._log = config, epoch, batches, log
         self._batch = config.identities_per_batch * config.images_per_identity
         self._seen, self._correct, self._loss = 0, 0, 0.0
         self._clock = time.perf_counter()
 
     def add(self, step: int, rate: float, result: StepResult) -> None:
-        """Step `step` (from 0), made at learning rate `rate`, is done.
+        """Records step `step` (from 0), made at learning rate `rate`.
 
         FloatingPointError: its loss is not finite.
         """
@@ -127,7 +122,7 @@ class EpochRecord:
         left = (self._config.epochs - epoch) * steps - step - 1
         self.note = f"loss {self._loss / self._seen:.2f}, accuracy {accuracy:.0%}"
         self.note += f", {speed:.0f} images/s, {_duration(left * self._batch / speed)} left"
-        if waiting > WORTH_SAYING:
+        if waiting > WAITING_NOTED:
             self.note += f", {waiting:.0%} of it waiting for images"
 
 

@@ -19,45 +19,54 @@ import torch
 import rga_fast
 from rga_fast.reid.checkpoint import Checkpoint, load_checkpoint, make_network, save_checkpoint
 from rga_fast.reid.config import Config
-from rga_fast.reid.console import console, dataset_table, metrics_table, progress, skipped_note
+from rga_fast.reid.console import console, progress
 from rga_fast.reid.data.augment import Augmentation
-from rga_fast.reid.data.loader import TrainBatches, open_images
+from rga_fast.reid.data.images import cache_note, open_images
+from rga_fast.reid.data.loader import TrainBatches
+from rga_fast.reid.data.sampler import make_sampler
+from rga_fast.reid.data.source import open_source
+from rga_fast.reid.data.tables import dataset_table
 from rga_fast.reid.distributed import Ranks, joined, pick_device
+from rga_fast.reid.files import write_file
+from rga_fast.reid.network.describe import describe_network
 from rga_fast.reid.network.pretrained import load_pretrained
-from rga_fast.reid.prepare import (
-    cache_note,
-    describe_network,
-    make_sampler,
-    open_training_data,
-)
 from rga_fast.reid.report.curves import curves_note
-from rga_fast.reid.retrieval.features import EvalData, extract_features, open_eval_data, score
+from rga_fast.reid.retrieval.features import (
+    EvalData,
+    extract_query_gallery,
+    open_eval_data,
+    score,
+)
+from rga_fast.reid.retrieval.tables import metrics_table, skipped_note
 from rga_fast.reid.training.monitor import Monitor
 from rga_fast.reid.training.record import EpochRecord, MetricsLog, Scores
 from rga_fast.reid.training.schedule import cosine_rate, step_rate
 from rga_fast.reid.training.step import PendingResult, Training
 
-# How many steps later than it was queued a result is read: a GPU always has the next ones to do.
-READ_BEHIND = {"cuda": 2}
+# A result is read this many steps after its own, so that a GPU always has work queued.
+READBACK_LAG = {"cuda": 2}
 
 
 def train(
     config: Config, out: Path, resume: Path | None = None, *, restart: bool = False
 ) -> dict[str, Any]:
-    """Trains a network as `config` says, evaluates it before and after, and keeps it in `out`.
+    """Trains the network of `config` and evaluates it before and after.
 
-    `out` then holds `config.yaml`, `metrics.jsonl` (a row per step and per evaluation),
-    `summary.json` and `checkpoints/last.pt`. On the CPU, the same configuration gives the same
-    losses. Started by torchrun, every rank takes a share of each batch, and rank 0 alone writes.
-    `resume`: a checkpoint of the same configuration, to continue behind its last step with
-    the losses of a run that was never interrupted. `restart`: without a checkpoint, a run that is
-    in `out` already begins anew. SIGTERM saves a checkpoint and ends the run.
+    The run's folder `out` then holds `config.yaml`, `metrics.jsonl` (a row per step and per
+    evaluation), `summary.json` and `checkpoints/last.pt`. On a CPU the same configuration gives the
+    same losses. Under torchrun, every rank takes a share of each batch, and only rank 0 writes.
+    SIGTERM saves a checkpoint and ends the run.
+
+    Args:
+        resume: a checkpoint of the same configuration, to continue after its last step with the
+            losses of an uninterrupted run.
+        restart: a run in `out` without a checkpoint starts again from the beginning.
 
     Returns:
-        What `summary.json` holds.
+        The content of `summary.json`.
 
     Raises:
-        FileExistsError: if `out` holds a run already, and this one is not its continuation.
+        FileExistsError: if `out` holds another run already.
         ValueError, OSError: for data, weights or folders that cannot be used; nothing is written
             before all of them are open.
         Terminated: after SIGTERM.
@@ -89,11 +98,19 @@ def _train(
     )
     ranks.check_same("checkpoint to continue", f"epoch {first_epoch}, step {first_step}")
     with ranks.main_first():
-        data = open_training_data(config)
+        data = open_source(config.data, boxes=config.boxes, train_on_val=config.train_on_val)
     ranks.check_same("data set", data.counts())
     console.print(dataset_table(data))
     num_classes = len(np.unique(data.train.labels))
-    sampler, positions = make_sampler(data, config, ranks)
+    sampler, positions = make_sampler(
+        data.train.labels,
+        identities_per_batch=config.identities_per_batch,
+        images_per_identity=config.images_per_identity,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        mine_across_ranks=config.mine_across_ranks,
+        ranks=ranks,
+    )
     model = make_network(config, num_classes)
     if config.pretrained is not None:
         console.print(load_pretrained(model, config.pretrained))
@@ -101,9 +118,9 @@ def _train(
     if saved is not None:
         training.load(saved, "the checkpoint")
     cache: dict[str, Any] = {"cache": config.cache, "folder": config.cache_folder}
-    if config.cache == "memory":  # a file on disk announces itself, where it is not there yet
+    if config.cache == "memory":  # a file on disk is announced when it is written
         splits = (data.train, data.query, data.gallery)
-        console.print(cache_note(config, splits, ranks.world))
+        console.print(cache_note(config.cache, splits, config.size, ranks.world))
     folder = run_folder(out) if ranks.main else nullcontext()
     with folder, progress("decoding images") as bar:
         images = open_images(data.train, config.size, **cache, progress=bar)
@@ -118,7 +135,7 @@ def _train(
         workers=config.readers,
         positions=positions,
     )
-    console.print(describe_network(training.model, config, device))
+    console.print(describe_network(training.model, device))
     console.print(f"run folder: {out}")
     if ranks.main:
         config.save(out / "config.yaml")
@@ -131,13 +148,17 @@ def _train(
     steps = len(batches)
     log_path = out / "metrics.jsonl" if ranks.main else None
     begun = first_epoch * steps + first_step
-    with sigterm() as stop, monitor.behind(begun), MetricsLog(log_path, begun, monitor) as log:
+    with (
+        sigterm() as stop,
+        monitor.resume_after(begun),
+        MetricsLog(log_path, begun, monitor) as log,
+    ):
 
         def due(done: int) -> bool:
             return done == config.epochs or done % config.eval_every == 0
 
         def evaluated(done: int) -> Scores:
-            """After `done` epochs; the log has them where a run is continued behind them."""
+            """After `done` epochs; read from the log if the run is continued after them."""
             scores = ranks.from_main(lambda: log.scores(done * steps))
             if scores is None:
                 scores = evaluate(training, evaluation, monitor if done == config.epochs else None)
@@ -151,7 +172,7 @@ def _train(
             reached, stopped = train_epoch(training, batches, epoch, begin, log, stop)
             if stopped:
                 save(epoch, reached)
-                ranks.wait()  # or torchrun might end rank 0 while it still writes
+                ranks.wait()  # or torchrun might end rank 0 while it is still writing
                 raise Terminated(f"stopped by SIGTERM; --resume auto --out {out} continues")
             done = epoch + 1
             if done == config.epochs or done % config.checkpoint_every == 0:
@@ -179,8 +200,7 @@ def _train(
         },
     }
     if ranks.main:
-        text = json.dumps(summary, indent=2) + "\n"
-        (out / "summary.json").write_text(text, encoding="utf-8")
+        write_file(out / "summary.json", json.dumps(summary, indent=2) + "\n")
         console.print(curves_note(out), markup=False)
     console.print(
         f"{summary['seconds']:.0f} s in all. The network is in {out / 'checkpoints' / 'last.pt'}"
@@ -196,12 +216,12 @@ def train_epoch(
     log: MetricsLog,
     stop: threading.Event,
 ) -> tuple[int, bool]:
-    """The steps of an epoch from `begin` on, a row of the log for each.
+    """Trains the steps of an epoch from step `begin`, with a row of the log for each.
 
-    Returns how many of the epoch are done, and whether the run ends here since `stop` was set.
+    Returns how many of the epoch's steps are done, and whether the run ends because `stop` is set.
     """
     config, ranks, steps = training.config, training.ranks, len(batches)
-    behind = READ_BEHIND.get(training.device.type, 0)
+    lag = READBACK_LAG.get(training.device.type, 0)
     training.start_epoch(epoch)
     batches.set_epoch(epoch, begin)
     record = EpochRecord(config, epoch, batches, log)
@@ -214,7 +234,7 @@ def train_epoch(
             log.monitor.step(images)
             stopped = ranks.any(stop.is_set())
             last = stopped or step + 1 == steps
-            while len(running) > (0 if last else behind):
+            while len(running) > (0 if last else lag):
                 done, its_rate, result = running.popleft()
                 record.add(done, its_rate, result.read())
                 bar(done + 1, note=record.note)
@@ -225,46 +245,33 @@ def train_epoch(
 
 
 def evaluate(training: Training, evaluation: EvalData, monitor: Monitor | None = None) -> Scores:
-    """The scores of the network (of its averaged weights, if there are) on query and gallery. The
-    `monitor` is shown the features of the queries."""
-    config, ranks, network = training.config, training.ranks, training.evaluated()
-    splits = []
-    total = len(evaluation.query) + len(evaluation.gallery)
-    done = 0
-    with progress("evaluating", total) as bar:
-
-        def advance(images: int) -> None:
-            nonlocal done
-            done += images
-            bar(done)
-
-        for images in (evaluation.query, evaluation.gallery):
-            features = extract_features(
-                network,
-                images,
-                batch_size=config.eval_batch,
-                device=training.device,
-                workers=config.readers,
-                ranks=ranks,
-                progress=advance,
-            )
-            splits.append(features)
+    """The scores of the network on query and gallery (of its averaged weights, if there are any).
+    The `monitor` shows the features of the queries."""
+    query, gallery = extract_query_gallery(
+        training.evaluated(),
+        evaluation,
+        batch_size=training.config.eval_batch,
+        device=training.device,
+        workers=training.config.readers,
+        ranks=training.ranks,
+    )
     if monitor is not None:
-        monitor.embeddings(evaluation.query, evaluation.data.query, splits[0].after_neck)
-    return ranks.from_main(lambda: score(evaluation.data, *splits))
+        monitor.embeddings(evaluation.query, evaluation.data.query, query.after_neck)
+    return training.ranks.from_main(lambda: score(evaluation.data, query, gallery))
 
 
 def seed_step(*place: int) -> None:
-    """Seeds torch by (seed, epoch, step, rank), so that whatever a step draws is the same in a run
-    that was interrupted."""
+    """Seeds torch by (seed, epoch, step, rank): a resumed run draws the same random numbers."""
     state = np.random.SeedSequence(place[0], spawn_key=place[1:]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 
 
 def learning_rate(config: Config, epoch: int, fraction: float = 0.0) -> float:
-    """The rate in epoch `epoch` (from 0). "step" changes it between epochs, as published; "cosine"
-    with every step, `fraction` of the epoch being done, and warms up for half of the run at most,
-    so that a short trial needs no other fields."""
+    """The learning rate after `fraction` of epoch `epoch` (from 0).
+
+    "step" changes it between epochs, as published. "cosine" changes it with every step; its warm-up
+    takes at most half of the run, so that a short trial needs no other fields.
+    """
     base, start, warmup = config.learning_rate, config.warmup_start, config.warmup_epochs
     if config.schedule == "step":
         return step_rate(epoch, base=base, start=start, warmup=warmup, milestones=config.milestones)
@@ -279,29 +286,29 @@ def learning_rate(config: Config, epoch: int, fraction: float = 0.0) -> float:
 
 @contextmanager
 def run_folder(out: Path) -> Iterator[None]:
-    """Makes the folder before the work in the body, which would be lost if it could not be written
-    to; should the body fail, no empty folder is left."""
+    """Creates the folder before the body runs, whose work would be lost if the folder could not be
+    written. If the body fails, no empty folder remains."""
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         for folder in (checkpoints, out):
-            with suppress(OSError):  # it holds something
+            with suppress(OSError):  # not empty
                 folder.rmdir()
         raise
 
 
 class Terminated(Exception):
-    """SIGTERM came; the run is saved."""
+    """The run was stopped by SIGTERM, and is saved."""
 
 
 @contextmanager
 def sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that a run can end between two steps."""
+    """An event that SIGTERM sets, so that the run ends after the current step."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread may handle signals
+        yield event  # only the main thread can handle signals
         return
     before = signal.signal(signal.SIGTERM, lambda *_: event.set())
     try:
@@ -310,20 +317,9 @@ def sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-# Where and how a run computes, not what.
-_MAY_DIFFER = (
-    *("impl", "data", "device", "workers", "compile", "cuda_graph", "channels_last"),
-    *("cache", "cache_folder", "tensorboard", "profile"),
-)
-
-
 def _resumable(path: Path, config: Config) -> Checkpoint:
     saved = load_checkpoint(path)
-    differing = [
-        name
-        for name, value in vars(saved.config).items()
-        if value != getattr(config, name) and name not in _MAY_DIFFER
-    ]
+    differing = config.conflicts(saved.config)
     if differing:
         raise ValueError(
             f"{path}: cannot be continued with another configuration; these fields differ: "

@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate of every moment of a training run."""
+"""The optimiser, and the learning rate over a training run."""
 
 import math
 from collections.abc import Sequence
@@ -6,17 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-LEARNING_RATE = 8e-4
-WARMUP_START = 8e-6
-WARMUP_EPOCHS = 20
-MILESTONES = (80, 120, 160, 200, 240, 280, 320, 360)
-EPOCHS = 600
 
-
-def make_optimizer(
-    model: nn.Module, learning_rate: float = LEARNING_RATE, weight_decay: float = 5e-4
-) -> torch.optim.Adam:
-    """Adam on every parameter that is trained, weight decay on all of them, as published."""
+def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Adam:
+    """Adam with weight decay on every trainable parameter, as published."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.Adam(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
@@ -29,16 +21,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def step_rate(
     epoch: float,
     *,
-    base: float = LEARNING_RATE,
-    start: float = WARMUP_START,
-    warmup: float = WARMUP_EPOCHS,
-    milestones: Sequence[float] = MILESTONES,
+    base: float,
+    start: float,
+    warmup: float,
+    milestones: Sequence[float],
     factor: float = 0.5,
 ) -> float:
     """The published schedule: linear from `start` to `base`, then times `factor` per milestone.
 
-    `epoch` counts from 0; a fraction of an epoch is allowed, so that the rate may change with every
-    step. The rate of a milestone holds from the beginning of that epoch.
+    `epoch` counts from 0 and may be fractional, to change the rate with every step. The rate of a
+    milestone applies from the beginning of that epoch.
     """
     _check(epoch, base, start, warmup)
     if epoch < warmup:
@@ -50,9 +42,9 @@ def cosine_rate(
     epoch: float,
     *,
     epochs: float,
-    base: float = LEARNING_RATE,
-    start: float = WARMUP_START,
-    warmup: float = 0,
+    base: float,
+    start: float,
+    warmup: float,
     final: float = 0.0,
 ) -> float:
     """Linear from `start` to `base` over `warmup`, then half a cosine to `final` at `epochs`.

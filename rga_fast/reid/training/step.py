@@ -1,4 +1,4 @@
-"""A step of training, and all the state that it changes."""
+"""A training step, and all the state that it changes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 
 
 class StepResult(NamedTuple):
-    """Of the batch of all ranks: mean losses, and how many images were classified correctly.
-    `grad_norm` before clipping; None where nothing is clipped."""
+    """Mean losses over the batch of all ranks, and the number of images classified correctly.
+    `grad_norm` is that before clipping; None without clipping."""
 
     loss: float
     identity: float
@@ -34,9 +34,9 @@ class StepResult(NamedTuple):
 class PendingResult(NamedTuple):
     """The result of a step that a GPU may not have reached yet."""
 
-    values: Tensor  # on the CPU: the fields of `StepResult`, sums over the ranks but for the norm
+    values: Tensor  # on the CPU: the fields of `StepResult`, summed over the ranks except the norm
     world: int
-    arrived: torch.cuda.Event | None  # when `values` holds them; None: it does
+    arrived: torch.cuda.Event | None  # recorded after the copy to `values`; None: no copy pending
 
     def read(self) -> StepResult:
         """Waits until the step is done."""
@@ -50,8 +50,8 @@ class PendingResult(NamedTuple):
 class Training:
     """A network in training with its optimiser, gradient scaler and averaged weights.
 
-    `model` is moved to `device`, and is the network itself, whatever `DistributedDataParallel` or
-    `torch.compile` wraps around it for the steps. `start_epoch` comes before the first step.
+    `model` is moved to `device`. It stays the plain network; `DistributedDataParallel` and
+    `torch.compile` wrap it for the steps only. `start_epoch` must be called before the first step.
 
     Raises:
         ValueError: for options that `device` does not support.
@@ -80,13 +80,13 @@ class Training:
         self._network: Any = None
 
     def load(self, saved: Checkpoint, source: str) -> None:
-        """Takes over the state of a checkpoint of the same configuration."""
+        """Restores the state in a checkpoint of the same configuration."""
         load_weights(self.model, saved.model, source)
         self.optimizer.load_state_dict(saved.optimizer)
         self.scaler.load_state_dict(saved.scaler)
         if self._average is not None and saved.ema is not None:
             load_weights(self._average.model, saved.ema, source)
-            self._average.begun = True
+            self._average.started = True
 
     def state(self) -> dict[str, Any]:
         """The fields of a `Checkpoint` that change with every step."""
@@ -98,14 +98,14 @@ class Training:
         }
 
     def evaluated(self) -> ReidNet:
-        """The network to evaluate, averaged if there is an average; every rank has that of rank 0,
-        whose batch statistics are its own unless they are synchronised."""
+        """The network to evaluate, with averaged weights if there are any. Every rank gets the
+        batch statistics of rank 0: they differ between ranks unless they are synchronised."""
         network = self.model if self._average is None else self._average.model
         self.ranks.broadcast(network.buffers())
         return network
 
     def start_epoch(self, epoch: int) -> None:
-        """Training mode, and frozen what is frozen in epoch `epoch` (from 0)."""
+        """Sets training mode, and freezes or unfreezes layers for epoch `epoch` (from 0)."""
         frozen = epoch < self.config.freeze_epochs
         self.model.train()
         if self.config.freeze_epochs:
@@ -116,11 +116,11 @@ class Training:
 
     def step(self, images: Tensor, labels: Tensor, rate: float) -> PendingResult:
         """One step of the optimiser at learning rate `rate` on this rank's share of a batch:
-        (B, 3, H, W), (B,). Nothing waits for a GPU here but torch's `SyncBatchNorm`."""
+        (B, 3, H, W), (B,). Does not wait for a GPU, except in torch's `SyncBatchNorm`."""
         set_learning_rate(self.optimizer, rate)
-        told = self.forward_backward(images, labels)
+        means = self.forward_backward(images, labels)
         norm = self.update()
-        values = self.ranks.sum(told)
+        values = self.ranks.sum(means)
         if norm is not None:
             values = torch.cat([values, norm[None]])
         values = values.to("cpu", non_blocking=True)  # from a GPU into pinned memory
@@ -130,11 +130,11 @@ class Training:
         return PendingResult(values, self.ranks.world, arrived)
 
     def forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Gradients of the mean loss, slice by slice. (4,): mean loss, identity and triplet loss,
-        images classified correctly."""
+        """Computes gradients of the mean loss, slice by slice. Returns (4,): mean loss, identity
+        and triplet loss, number of images classified correctly."""
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.config.accumulate
-        told = []
+        means = []
         for part, (x, y) in enumerate(
             zip(images.chunk(parts), labels.chunk(parts), strict=True), start=1
         ):
@@ -146,15 +146,15 @@ class Training:
                     y,
                     margin=self.config.margin,
                     label_smoothing=self.config.label_smoothing,
-                    join=self.ranks.join if self.config.mine_across_ranks else None,
+                    gather=self.ranks.all_gather if self.config.mine_across_ranks else None,
                 )
                 self.scaler.scale(losses.total / parts).backward()
             correct = (output.logits.argmax(dim=1) == y).sum() * parts
-            told.append(torch.stack([*losses, correct]).detach())
-        return torch.stack(told).mean(dim=0)
+            means.append(torch.stack([*losses, correct]).detach())
+        return torch.stack(means).mean(dim=0)
 
     def update(self) -> Tensor | None:
-        """Clips, steps, averages. The norm of the gradient before it was clipped, if it is."""
+        """Clips the gradient, steps, averages. Returns the norm before clipping; None without."""
         norm = None
         if self.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
@@ -175,12 +175,12 @@ class Training:
             return self._network(images)
 
     def _exchange(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients go to the other ranks with the last slice of a batch."""
+        """Gradients are exchanged with the last slice of a batch."""
         return nullcontext() if last or self._parallel is None else self._parallel.no_sync()
 
     def _wrap(self) -> None:
         self._network = self.model
-        self._parallel = None  # the old one lets go of the parameters
+        self._parallel = None  # releases the hooks on the parameters
         if self.ranks.world > 1:
             self._parallel = Parallel(self.model, gradient_as_bucket_view=True)
             self._network = self._parallel
@@ -190,22 +190,22 @@ class Training:
 
 
 class _Average:
-    """The exponential average of a model's weights and statistics, from the first step on.
+    """The exponential average of a model's weights and statistics since the first step.
 
-    As `torch.optim.swa_utils.AveragedModel`, whose counter a GPU is waited for at every step.
+    Like `torch.optim.swa_utils.AveragedModel`, which waits for a GPU at every step (its counter).
     """
 
     def __init__(self, model: ReidNet, decay: float) -> None:
         self.model = copy.deepcopy(model)
         self.decay = decay
-        self.begun = False
+        self.started = False
 
     @torch.no_grad()
     def update(self, model: ReidNet) -> None:
         own, new = self.model.state_dict(), model.state_dict()
-        if not self.begun:
+        if not self.started:
             torch._foreach_copy_(list(own.values()), list(new.values()))
-            self.begun = True
+            self.started = True
             return
         averaged = [name for name, value in own.items() if value.is_floating_point()]
         torch._foreach_lerp_(
@@ -214,9 +214,8 @@ class _Average:
 
 
 def _set_frozen(model: ReidNet, frozen: bool) -> None:
-    """The pretrained layers keep their weights and statistics while `frozen`."""
-    for name, module in model.backbone.named_children():
-        if not name.startswith("rga_att"):
-            module.requires_grad_(not frozen)
-            if frozen:
-                module.eval()
+    """Freezes weights and statistics of the pretrained layers, or releases them."""
+    for module in model.backbone.trunk.values():
+        module.requires_grad_(not frozen)
+        if frozen:
+            module.eval()

@@ -1,6 +1,6 @@
-"""Batch normalisation by the statistics of all ranks, on every device.
+"""Batch normalisation with the statistics of all ranks, on every device.
 
-torch has it for GPUs alone."""
+torch supports it on GPUs only."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def synchronised(model: nn.Module) -> nn.Module:
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.SyncBatchNorm:
-            module.__class__ = SyncBatchNorm  # which differs by its `forward` alone
+            module.__class__ = SyncBatchNorm  # the subclass overrides `forward` only
     return model
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """`torch.nn.SyncBatchNorm`, which refuses maps on a CPU, and there the same in plain PyTorch.
+    """`torch.nn.SyncBatchNorm` on a GPU; on a CPU, which that refuses, the same in plain PyTorch.
 
     Ranks may hold batches of different sizes. Low precision is computed in float32.
     """
@@ -54,21 +54,21 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         factor: Any = self.momentum
-        if factor is None:  # the mean over all batches
+        if factor is None:  # cumulative mean
             factor = 1.0 / self.num_batches_tracked.item()
         cast(Tensor, self.running_mean).lerp_(mean, factor)
         cast(Tensor, self.running_var).lerp_(variance, factor)
 
 
 class Parallel(DistributedDataParallel):
-    """`DistributedDataParallel` that takes the layers of this module on a CPU, too."""
+    """`DistributedDataParallel` that accepts `SyncBatchNorm` on a CPU."""
 
     def _passing_sync_batchnorm_handle(self, module: nn.Module) -> None:
-        """The place where it refuses them."""
+        """Without the check that rejects it."""
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the ranks; each of them adds to the gradient."""
+    """The sum over the ranks. The gradient is the sum of all ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rga_fast.reid.data.datasets import SplitCounts, load_cuhk03, open_dataset
-from rga_fast.reid.data.loader import read_image
+from rga_fast.reid.data.images import read_image
 
 h5py = pytest.importorskip("h5py")
 scipy_io = pytest.importorskip("scipy.io")
@@ -140,7 +140,7 @@ def test_extracted_once_and_moved(release, capsys, tmp_path, monkeypatch):
     capsys.readouterr()
     (release / "cuhk03_release" / "cuhk-03.mat").unlink()
     release.rename(tmp_path / "moved")
-    monkeypatch.setitem(sys.modules, "h5py", None)  # an extracted folder takes scipy only
+    monkeypatch.setitem(sys.modules, "h5py", None)  # an extracted folder needs scipy only
     after = open_dataset(tmp_path / "moved")
     assert capsys.readouterr().err == ""
     assert after.train.paths == before.train.paths
@@ -244,10 +244,12 @@ def test_web_page_instead_of_the_protocol(tmp_path):
     extract(tmp_path / "images_labeled")
     path = tmp_path / "cuhk03_new_protocol_config_labeled.mat"
     path.write_text("<!DOCTYPE html>\n<html>" + " " * 300)
-    with pytest.raises(ValueError, match=r"expected a whole MATLAB 5 file.*DOCTYPE html.*web page"):
+    with pytest.raises(
+        ValueError, match=r"expected a complete MATLAB 5 file.*DOCTYPE html.*web page"
+    ):
         open_dataset(tmp_path)
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match="expected a whole MATLAB 5 file"):
+    with pytest.raises(ValueError, match="expected a complete MATLAB 5 file"):
         open_dataset(tmp_path)
 
 
@@ -312,10 +314,10 @@ def test_release_that_is_no_hdf5_file(release):
 def test_missing_libraries_name_the_extra(release, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "h5py", None)
-        with pytest.raises(ImportError, match=r"takes h5py.*pip install 'rga-fast\[cuhk03\]'"):
+        with pytest.raises(ImportError, match=r"needs h5py.*pip install 'rga-fast\[cuhk03\]'"):
             open_dataset(release)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(ImportError, match=r"takes scipy.*pip install 'rga-fast\[cuhk03\]'"):
+    with pytest.raises(ImportError, match=r"needs scipy.*pip install 'rga-fast\[cuhk03\]'"):
         open_dataset(release)
 
 

@@ -90,10 +90,10 @@ def test_msmt17_val_is_optional(tmp_path):
     write_msmt(tmp_path)
     assert len(open_dataset(tmp_path).train) == 13
     (tmp_path / "list_val.txt").unlink()
-    data = open_dataset(tmp_path, val_trains=False)
+    data = open_dataset(tmp_path, train_on_val=False)
     assert len(data.train) == 9
     assert data.name == "msmt17-without-val"
-    with pytest.raises(FileNotFoundError, match=r"list_val\.txt: no such file.*val_trains"):
+    with pytest.raises(FileNotFoundError, match=r"list_val\.txt: no such file.*train_on_val"):
         open_dataset(tmp_path)
 
 
@@ -355,7 +355,9 @@ def test_a_stray_csv_does_not_hide_the_folders(tmp_path):
 
 def test_somebody_who_trains_and_tests_is_reported(tmp_path):
     rows = [*ROWS, "images/2.jpg,Bob,Eingang,gallery"]
-    with pytest.warns(UserWarning, match="1 identities both train and test, the first is Bob"):
+    with pytest.warns(
+        UserWarning, match="1 identities are in training and test images, the first is Bob"
+    ):
         open_dataset(write_csv(tmp_path, rows))
 
 
@@ -390,7 +392,7 @@ def test_join_of_one_of_none_and_twice(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="at least one data set"):
         join_training([])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="MSMT17_V1 is there twice"):
+    with pytest.raises(ValueError, match="MSMT17_V1 is given twice"):
         join_training([msmt, open_dataset("MSMT17_V1")])
 
 
@@ -437,7 +439,7 @@ def test_report_of_unknown_sets_compares_nothing(tmp_path):
 
 
 def test_report_without_val_has_no_published_number_of_images(tmp_path):
-    found = dataset_report(open_dataset(write_msmt(tmp_path), val_trains=False))
+    found = dataset_report(open_dataset(write_msmt(tmp_path), train_on_val=False))
     assert "train: 3 identities, published are 1,041" in found.problems
     assert not any(problem.startswith("train: 9 images") for problem in found.problems)
     assert "query: 3 images, published are 11,659" in found.problems

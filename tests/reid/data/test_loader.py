@@ -12,15 +12,14 @@ from PIL import Image
 
 from rga_fast.reid.data.augment import Augmentation, normalise
 from rga_fast.reid.data.datasets import ReidData, open_dataset
-from rga_fast.reid.data.loader import (
+from rga_fast.reid.data.images import (
     CachedImages,
-    EvalBatches,
     ImageFiles,
-    TrainBatches,
     decode_files,
     open_images,
     read_image,
 )
+from rga_fast.reid.data.loader import EvalBatches, TrainBatches
 from rga_fast.reid.data.sampler import IdentitySampler
 
 SIZE = (16, 8)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rga_fast.reid.data import loader, pixel_cache
+from rga_fast.reid.data import images, pixel_cache
 from rga_fast.reid.data.datasets.common import Record, Split, split_of
-from rga_fast.reid.data.loader import open_images
+from rga_fast.reid.data.images import open_images
 
 SIZE = (16, 8)
 
@@ -56,7 +56,7 @@ def test_written_once_and_announced(split, tmp_path, monkeypatch, capsys):
     def never(*_, **__):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(loader, "decode_files", never)
+    monkeypatch.setattr(images, "decode_files", never)
     split.root.rename(tmp_path / "moved")
     moved = split_of(tmp_path / "moved", [Record(f"{i}.png", i, 1) for i in range(5)])
     assert torch.equal(on_disk(moved, tmp_path / "c"), pixels)
@@ -128,7 +128,7 @@ def test_a_disk_that_fills_up_leaves_nothing(split, tmp_path, monkeypatch):
 
 
 def test_the_second_writer_waits_for_the_first(split, tmp_path, monkeypatch, capsys):
-    decode, calls, begun = loader.decode_files, [], threading.Event()
+    decode, calls, begun = images.decode_files, [], threading.Event()
 
     def slow(*args, **options):
         calls.append(None)
@@ -136,7 +136,7 @@ def test_the_second_writer_waits_for_the_first(split, tmp_path, monkeypatch, cap
         time.sleep(0.3)
         return decode(*args, **options)
 
-    monkeypatch.setattr(loader, "decode_files", slow)
+    monkeypatch.setattr(images, "decode_files", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(on_disk, split, tmp_path / "c")
         assert begun.wait(10)
@@ -147,9 +147,9 @@ def test_the_second_writer_waits_for_the_first(split, tmp_path, monkeypatch, cap
 
 
 def test_travels_to_other_processes_by_its_path(split, tmp_path):
-    images = open_images(split, SIZE, cache="disk", folder=tmp_path / "c")
-    parcel = pickle.dumps(images)
-    assert len(parcel) < 500 < images.pixels.nbytes
-    assert np.array_equal(pickle.loads(parcel).pixels, images.pixels)
+    found = open_images(split, SIZE, cache="disk", folder=tmp_path / "c")
+    parcel = pickle.dumps(found)
+    assert len(parcel) < 500 < found.pixels.nbytes
+    assert np.array_equal(pickle.loads(parcel).pixels, found.pixels)
     with pytest.raises(ValueError, match="read-only"):
-        images.pixels[0] = 0
+        found.pixels[0] = 0

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rga_fast import RGA
 from rga_fast.reid.network.pretrained import load_pretrained
-from rga_fast.reid.network.reidnet import ARCHITECTURES, ReidNet
+from rga_fast.reid.network.reidnet import ReidNet
+from rga_fast.reid.network.resnet import ARCHITECTURES
 
 
 def small(**options) -> ReidNet:
@@ -24,11 +24,6 @@ def million_parameters(**options) -> float:
     return sum(p.numel() for p in model.parameters()) / 1e6
 
 
-@pytest.mark.parametrize(("variant", "expected"), [(None, 25.1), ("s", 28.3), ("c", 28.1)], ids=str)
-def test_parameters_of_the_papers_table_3(variant, expected):
-    assert round(million_parameters(variant=variant), 1) == expected
-
-
 @pytest.mark.parametrize(
     ("arch", "expected"),
     [
@@ -40,7 +35,7 @@ def test_parameters_of_the_papers_table_3(variant, expected):
     ],
 )
 def test_parameters_are_torchvisions(arch, expected):
-    assert million_parameters(arch=arch, variant=None, num_classes=10) == expected / 1e6
+    assert million_parameters(arch=arch, attention="none", num_classes=10) == expected / 1e6
 
 
 def torchvision_keys(arch: str) -> set[str]:
@@ -78,9 +73,8 @@ def test_state_dict_has_torchvisions_and_the_published_keys(arch):
 def test_attention_fits_the_maps_of_any_image_size(size, last_stride):
     model = small(size=size, last_stride=last_stride, width=4).eval()
     sizes = []
-    for module in model.modules():
-        if isinstance(module, RGA):
-            module.register_forward_hook(lambda m, x, _: sizes.append((m.size, x[0].shape[2:])))
+    for module in model.attention.values():
+        module.register_forward_hook(lambda m, x, _: sizes.append((m.size, x[0].shape[2:])))
     with torch.no_grad():
         model(torch.randn(2, 3, *size))
     assert len(sizes) == 4
@@ -90,17 +84,17 @@ def test_attention_fits_the_maps_of_any_image_size(size, last_stride):
 def test_published_sizes_and_last_stride():
     with torch.device("meta"):
         model = ReidNet()
-    attention = [m for m in model.modules() if isinstance(m, RGA)]
+    attention = list(model.attention.values())
     assert [m.size for m in attention] == [(64, 32), (32, 16), (16, 8), (16, 8)]
     assert [m.channels for m in attention] == [256, 512, 1024, 2048]
     assert model.feature_dim == 2048
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("variant", [None, "s", "sc"])
-def test_forward_and_backward(arch, variant):
+@pytest.mark.parametrize("attention", ["none", "rga-s", "rga-sc"])
+def test_forward_and_backward(arch, attention):
     torch.manual_seed(0)
-    model = small(arch=arch, variant=variant)
+    model = small(arch=arch, attention=attention)
     images = torch.randn(4, 3, 64, 32)
     output = model(images)
     width = model.feature_dim
@@ -137,7 +131,7 @@ def test_attention_is_applied_after_its_stage():
         x = backbone.layer3(backbone.layer2(backbone.layer1(x)))
         x = backbone.layer4(backbone.rga_att3(x))
         torch.testing.assert_close(model(images).before_neck, x.mean(dim=(2, 3)))
-        baseline = small(variant=None).eval()
+        baseline = small(attention="none").eval()
         baseline.load_state_dict(model.state_dict(), strict=False)
         assert not torch.allclose(baseline(images).before_neck, x.mean(dim=(2, 3)))
 
@@ -145,7 +139,7 @@ def test_attention_is_applied_after_its_stage():
 def test_a_block_is_he_and_others_residual():
     """One bottleneck with stride, written out with functions: the stride is in the 3x3."""
     torch.manual_seed(0)
-    model = small(arch="resnet50", variant=None).eval()
+    model = small(arch="resnet50", attention="none").eval()
     block = model.backbone.layer2[0]
     x = torch.randn(2, 32, 16, 8).relu()
     conv = nn.functional.conv2d
@@ -159,7 +153,7 @@ def test_a_block_is_he_and_others_residual():
 
 def test_initialisation():
     torch.manual_seed(0)
-    model = ReidNet("resnet18", num_classes=200, variant=None)
+    model = ReidNet("resnet18", num_classes=200, attention="none")
     conv = model.backbone.layer3[0].conv1.weight  # fan in 128 * 9
     assert conv.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
     assert conv.abs().max() > 4 * conv.std()  # normal, not uniform
@@ -172,10 +166,9 @@ def test_initialisation():
 
 
 def test_attention_options_reach_the_modules():
-    model = small(variant="cs", impl="reference", spatial_ratio=4, embedding="symmetric")
-    attention = [m for m in model.modules() if isinstance(m, RGA)]
-    assert len(attention) == 4
-    assert {(m.variant, m.impl) for m in attention} == {("cs", "reference")}
+    model = small(attention="rga-cs-symmetric", impl="reference", spatial_ratio=4, stages=(4, 1))
+    assert list(model.attention) == [1, 4]
+    assert {(m.variant, m.impl) for m in model.attention.values()} == {("cs", "reference")}
     keys = model.state_dict()
     assert not [key for key in keys if "phi_" in key]
     with pytest.raises(TypeError, match="ratio_of_nothing"):
@@ -211,7 +204,7 @@ def test_compiles_in_one_graph():
         ({"stages": (2, 2)}, "stages must be"),
         ({"width": 0}, "width"),
         ({"last_stride": 3}, "last_stride"),
-        ({"variant": "x"}, "variant"),
+        ({"attention": "x"}, "name must be one of 'none', 'rga-s', .*'x'"),
         ({"impl": "x"}, "impl"),
     ],
 )
@@ -233,7 +226,7 @@ def torchvision_state(arch="resnet18") -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     state = {
         key: torch.rand_like(tensor) if tensor.is_floating_point() else tensor + 7
-        for key, tensor in small(arch=arch, variant=None).backbone.state_dict().items()
+        for key, tensor in small(arch=arch, attention="none").backbone.state_dict().items()
     }
     return state | {"fc.weight": torch.rand(1000, 64), "fc.bias": torch.rand(1000)}
 

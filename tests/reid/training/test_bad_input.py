@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 from PIL import Image
-from test_train import SMALL, market, rows, run  # noqa: F401
+from small_runs import SMALL, rows, run
 
 
 @pytest.fixture
-def copy(market, tmp_path):  # noqa: F811
+def copy(market, tmp_path):
     return shutil.copytree(market, tmp_path / "market")
 
 
@@ -16,7 +16,7 @@ def train(data, out, *options):
     return run("train", "--fused", "--data", data, "--out", out, *SMALL, "epochs=1", *options)
 
 
-def test_data_that_is_right(market, capsys):  # noqa: F811
+def test_data_that_is_right(market, capsys):
     assert run("data", market, "--decode") == 0
     told = capsys.readouterr()
     assert "folders bounding_box_train, query, bounding_box_test" in told.out
@@ -24,7 +24,7 @@ def test_data_that_is_right(market, capsys):  # noqa: F811
     assert "note: train: 12 identities, but a batch" in told.out
 
 
-def test_data_counts_beside_the_published_ones(market, tmp_path, capsys):  # noqa: F811
+def test_data_counts_beside_the_published_ones(market, tmp_path, capsys):
     root = shutil.copytree(market, tmp_path / "Market-1501-v15.09.15")
     assert run("data", root) == 1
     text = capsys.readouterr().out
@@ -52,11 +52,11 @@ def test_data_names_damaged_images(copy, capsys):
     assert f"{damaged.name}: not a readable image" in capsys.readouterr().out
 
 
-def test_data_of_several_sets(market, copy, capsys):  # noqa: F811
+def test_data_of_several_sets(market, copy, capsys):
     assert run("data", market, copy) == 0
     assert "market-like + market-like" in capsys.readouterr().out
     assert run("data", market, market) == 1
-    assert "is there twice" in capsys.readouterr().err
+    assert "is given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["nowhere", "empty", "file"])
@@ -67,7 +67,7 @@ def test_data_that_is_none(path, tmp_path, capsys):
     assert path in capsys.readouterr().err
 
 
-def test_several_sets_train_together(market, copy, tmp_path):  # noqa: F811
+def test_several_sets_train_together(market, copy, tmp_path):
     assert train(market, tmp_path / "out", "--data", copy, "identities_per_batch=20") == 0
     assert len(rows(tmp_path / "out")) == 1  # 24 identities
 
@@ -96,7 +96,7 @@ def test_a_damaged_image_that_a_worker_meets(copy, tmp_path, capsys):
     assert not list((tmp_path / "out" / "checkpoints").iterdir())
 
 
-def test_places_that_cannot_be_written(market, tmp_path, capsys):  # noqa: F811
+def test_places_that_cannot_be_written(market, tmp_path, capsys):
     (tmp_path / "file").touch()
     place = tmp_path / "file" / "place"
     assert train(market, tmp_path / "out", "cache=disk", f"cache_folder={place}") == 1
@@ -111,7 +111,7 @@ def test_places_that_cannot_be_written(market, tmp_path, capsys):  # noqa: F811
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
-def test_fields_of_the_data_are_checked(market, tmp_path, capsys):  # noqa: F811
+def test_fields_of_the_data_are_checked(market, tmp_path, capsys):
     for option, message in (
         ("boxes=tight", "boxes must be one of 'labeled', 'detected'"),
         ("cache=ram", "cache must be one of 'off', 'memory', 'disk'"),

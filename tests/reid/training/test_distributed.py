@@ -15,14 +15,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import run_ranks
-from test_train import SMALL, market, rows, run  # noqa: F401
+from small_runs import SMALL, rows, run
 from torch import nn
 from torch.testing import assert_close
 
 from rga_fast.reid.checkpoint import load_checkpoint, make_network
 from rga_fast.reid.config import RECIPES, Config
 from rga_fast.reid.data.augment import Augmentation
-from rga_fast.reid.data.loader import CachedImages, TrainBatches
+from rga_fast.reid.data.images import CachedImages
+from rga_fast.reid.data.loader import TrainBatches
 from rga_fast.reid.data.sampler import IdentitySampler, rank_positions
 from rga_fast.reid.distributed import Ranks, joined
 from rga_fast.reid.training.step import StepResult, Training
@@ -113,7 +114,7 @@ def collectives() -> None:
         assert not ranks.any(False)
         assert ranks.from_main(lambda: ranks.rank) == 0
         values = torch.tensor([float(ranks.rank + 1)], requires_grad=True)
-        joint = ranks.join(values)
+        joint = ranks.all_gather(values)
         assert joint.tolist() == [1, 2]
         (joint.square().sum() / 2).backward()  # over the mean of two ranks: d(1 + 4) / 2 * 2
         assert values.grad.item() == 2 * (ranks.rank + 1)
@@ -133,7 +134,7 @@ def test_alone_nothing_is_sent():
     with joined(CPU) as ranks:
         assert ranks == Ranks(0, 1)
         values = torch.ones(2, requires_grad=True)
-        assert ranks.join(values) is values
+        assert ranks.all_gather(values) is values
         assert ranks.sum(values) is values
         assert ranks.any(True)
         assert ranks.from_main(lambda: 3) == 3
@@ -148,14 +149,14 @@ def command(data: Path, out: Path, *arguments: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def together(market, tmp_path_factory):  # noqa: F811
+def together(market, tmp_path_factory):
     """A run on two ranks, each with its own batch statistics."""
     out = tmp_path_factory.mktemp("runs") / "together"
     assert run_ranks(run, *command(market, out, *STATEFUL)) == [0, 0]
     return out
 
 
-def test_a_run_on_two_ranks(together, market, tmp_path):  # noqa: F811
+def test_a_run_on_two_ranks(together, market, tmp_path):
     """The rows of a run, and before training exactly the numbers of a single process."""
     assert [row["step"] for row in rows(together)] == [1, 2, 3, 4, 5, 6]
     assert (together / "summary.json").exists()
@@ -164,7 +165,7 @@ def test_a_run_on_two_ranks(together, market, tmp_path):  # noqa: F811
     assert rows(together, "before_neck")[0] == before
 
 
-def test_sigterm_of_torchrun_and_resume(together, market, tmp_path):  # noqa: F811
+def test_sigterm_of_torchrun_and_resume(together, market, tmp_path):
     out = tmp_path / "stopped"
     arguments = command(market, out, *STATEFUL)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -209,7 +210,7 @@ def run_until(end: Callable[[], None], *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(("end", "code"), [(fall_ill, 1), (die, -signal.SIGKILL)])
-def test_a_rank_that_dies_ends_the_others(end, code, market, tmp_path, capfd):  # noqa: F811
+def test_a_rank_that_dies_ends_the_others(end, code, market, tmp_path, capfd):
     """Within a minute, or `run_ranks` raises; without torchrun, which would end them, too."""
     codes = run_ranks(run_until, end, *command(market, tmp_path / "out"))
     assert codes == [1, code]

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from test_train import SMALL, market, rows, run  # noqa: F401
+from small_runs import SMALL, rows, run
 
 from rga_fast.reid.data.augment import denormalise, normalise
 from rga_fast.reid.report.curves import curves_note, draw_curves, read_curves
@@ -21,7 +21,7 @@ def scalars(folder):
     return found
 
 
-def test_a_run_that_is_watched(market, tmp_path, capsys):  # noqa: F811
+def test_a_run_that_is_watched(market, tmp_path, capsys):
     out = tmp_path / "run"
     watched = ["--tensorboard", "--profile", "cache=disk", f"cache_folder={tmp_path / 'c'}"]
     assert run("train", "--fused", "--data", market, "--out", out, *SMALL, *watched) == 0
@@ -49,7 +49,7 @@ def test_a_run_that_is_watched(market, tmp_path, capsys):  # noqa: F811
 
 def test_a_continued_run_withdraws_later_steps(tmp_path):
     for begun in (0, 2):
-        with Monitor(tmp_path, tensorboard=True).behind(begun) as monitor:
+        with Monitor(tmp_path, tensorboard=True).resume_after(begun) as monitor:
             for step in range(begun + 1, 5):
                 monitor.row({"step": step, "loss": float(begun)})
     values = [(event.step, event.value) for event in scalars(tmp_path).Scalars("train/loss")]
@@ -78,7 +78,7 @@ def test_few_steps_to_profile(steps, calls, tmp_path, capsys):
         assert line.split("│")[2].strip() == str(calls)
 
 
-def test_missing_extras_are_named(market, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_missing_extras_are_named(market, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     out = tmp_path / "run"
     assert run("train", "--data", market, "--out", out, *SMALL, "--tensorboard") == 1

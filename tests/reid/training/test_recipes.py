@@ -6,7 +6,6 @@ import yaml
 from torch import nn
 
 from rga_fast import cli
-from rga_fast.modules import RGA
 from rga_fast.reid.checkpoint import make_network
 from rga_fast.reid.config import RECIPES, Config, load_recipe
 from rga_fast.reid.training.run import learning_rate
@@ -20,14 +19,11 @@ PAPER = {
     "arch": "resnet50",
     "base_width": 64,
     "last_stride": 1,
-    "variant": "sc",
+    "attention": "rga-sc",  # with relations and appearance, asymmetric embedding
     "stages": (1, 2, 3, 4),
     "spatial_ratio": 8,
     "channel_ratio": 8,
     "down_ratio": 8,
-    "relations": True,
-    "appearance": True,
-    "embedding": "asymmetric",
     "label_smoothing": 0.1,
     "margin": 0.3,
     "learning_rate": 8e-4,
@@ -71,8 +67,7 @@ def test_learning_rate_of_every_epoch_of_paper():
 def test_network_and_optimiser_of_paper():
     paper = RECIPES["paper"]
     model = make_network(paper, 751)
-    attention = [m for m in model.modules() if isinstance(m, RGA)]
-    assert [(a.channels, a.size) for a in attention] == [
+    assert [(a.channels, a.size) for a in model.attention.values()] == [
         (256, (64, 32)),
         (512, (32, 16)),
         (1024, (16, 8)),
@@ -99,8 +94,8 @@ def test_short_recipes_end_at_zero(name):
 
 def test_a_file_is_a_recipe(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("epochs: 7\nstages: [1, 2]\nlearning_rate: 1e-3\nvariant: null\n")
-    expected = Config(epochs=7, stages=(1, 2), learning_rate=1e-3, variant=None)
+    file.write_text("epochs: 7\nstages: [1, 2]\nlearning_rate: 1e-3\nattention: none\n")
+    expected = Config(epochs=7, stages=(1, 2), learning_rate=1e-3, attention="none")
     assert load_recipe(str(file)) == expected
     expected.save(file)  # as does config.yaml of a run
     assert load_recipe(str(file)) == expected

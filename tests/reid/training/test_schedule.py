@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from rga_fast.reid.config import RECIPES
 from rga_fast.reid.training.schedule import (
-    EPOCHS,
     cosine_rate,
     make_optimizer,
     set_learning_rate,
     step_rate,
 )
+
+PAPER = RECIPES["paper"]
+RISE = {"base": PAPER.learning_rate, "start": PAPER.warmup_start, "warmup": PAPER.warmup_epochs}
 
 
 @pytest.mark.parametrize(
@@ -34,15 +37,15 @@ from rga_fast.reid.training.schedule import (
         (320, 6.25e-6),
         (359, 6.25e-6),
         (360, 3.125e-6),
-        (EPOCHS - 1, 3.125e-6),
+        (599, 3.125e-6),
     ],
 )
 def test_published_rates(epoch, rate):
-    assert step_rate(epoch) == pytest.approx(rate, rel=1e-12)
+    assert step_rate(epoch, **RISE, milestones=PAPER.milestones) == pytest.approx(rate, rel=1e-12)
 
 
 def test_published_schedule_has_600_epochs():
-    assert EPOCHS == 600
+    assert PAPER.epochs == 600
 
 
 def test_cosine_rates():
@@ -60,8 +63,9 @@ def test_cosine_rates():
 
 
 def test_without_warmup_the_rate_starts_at_its_base():
-    assert cosine_rate(0, epochs=5, base=1e-7) == 1e-7
-    assert step_rate(0, base=1e-7, warmup=0) == 1e-7
+    rise = {"base": 1e-7, "start": 8e-6, "warmup": 0}
+    assert cosine_rate(0, epochs=5, **rise) == 1e-7
+    assert step_rate(0, **rise, milestones=()) == 1e-7
 
 
 @pytest.mark.parametrize(
@@ -75,13 +79,13 @@ def test_without_warmup_the_rate_starts_at_its_base():
 )
 def test_impossible_schedules_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
-        cosine_rate(**options)
+        cosine_rate(**RISE | {"warmup": 0} | options)
 
 
 def test_adam_decays_every_trained_parameter():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     model[1].bias.requires_grad_(False)
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(model, PAPER.learning_rate, PAPER.weight_decay)
     (group,) = optimizer.param_groups
     assert type(optimizer) is torch.optim.Adam
     assert (group["lr"], group["weight_decay"], group["betas"]) == (8e-4, 5e-4, (0.9, 0.999))

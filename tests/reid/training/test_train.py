@@ -7,74 +7,16 @@ import shutil
 import signal
 import time
 
-import numpy as np
 import processes
 import pytest
 import torch
 import yaml
-from PIL import Image
+from small_runs import SMALL, Killed, assert_same_run, at_step, rows, run, run_until
 
-from rga_fast import cli
 from rga_fast.reid.checkpoint import load_checkpoint, save_checkpoint
 from rga_fast.reid.config import RECIPES, Config, parse_assignments
 from rga_fast.reid.training import run as training_run
 from rga_fast.reid.training.run import learning_rate
-
-SMALL = [
-    "--recipe=small",
-    "epochs=2",
-    "height=32",
-    "width=16",
-    "base_width=8",
-    "identities_per_batch=4",
-    "images_per_identity=2",
-    "checkpoint_every=1",
-    "device=cpu",
-]
-
-
-@pytest.fixture(scope="module")
-def market(tmp_path_factory):
-    """Twelve training and four test identities in their own colours, under three cameras."""
-    root = tmp_path_factory.mktemp("market")
-    rng = np.random.default_rng(0)
-    folders = {"bounding_box_train": range(1, 13), "query": range(20, 24)}
-    folders["bounding_box_test"] = folders["query"]
-    for folder, identities in folders.items():
-        (root / folder).mkdir()
-        for identity in identities:
-            colour = np.random.default_rng(identity).integers(0, 256, (1, 1, 3))
-            for camera in (1, 2, 3):
-                pixels = (colour + rng.normal(0, 30, (32, 16, 3))).clip(0, 255).astype("uint8")
-                Image.fromarray(pixels).save(
-                    root / folder / f"{identity:04}_c{camera}s1_{len(folder):06}_00.jpg"
-                )
-    return root
-
-
-def run(*arguments) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def rows(folder, key="loss"):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if key in row]
-
-
-class Killed(BaseException):
-    """What nothing in a run catches."""
-
-
-def run_until(step, *arguments):
-    """A run that is gone before it takes step number `step`, counted from its own first."""
-
-    def die():
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", _at_step(step, die))
-        with pytest.raises(Killed):
-            run(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +81,7 @@ def test_resume_equals_a_run_never_interrupted(trained, market, tmp_path, monkey
     def die(*_):
         raise Killed
 
-    monkeypatch.setattr(training_run, "READ_BEHIND", {"cpu": 2})
+    monkeypatch.setattr(training_run, "READBACK_LAG", {"cpu": 2})
     with monkeypatch.context() as patch:
         patch.setattr(training_run, "evaluate", die)
         with pytest.raises(Killed):
@@ -195,7 +137,7 @@ def test_sigterm_saves_behind_a_step(step, trained, market, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", _at_step(step, terminate))
+        patch.setattr(torch.optim.Adam, "step", at_step(step, terminate))
         with pytest.raises(SystemExit) as stopped:
             run(*common, *SMALL)
     assert stopped.value.code == 143
@@ -250,24 +192,6 @@ def test_kill_9_at_any_moment(trained, market, tmp_path):
     assert_same_run(out, trained)
 
 
-def assert_same_run(folder, other):
-    assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(other)]
-    assert rows(folder, "before_neck") == rows(other, "before_neck")
-
-
-def _at_step(count, action):
-    """Adam's step, with `action` called before step number `count`."""
-    step, calls = torch.optim.Adam.step, []
-
-    def wrapped(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == count:
-            action()
-        return step(*args, **kwargs)
-
-    return wrapped
-
-
 def test_evaluate_gives_the_numbers_of_the_run_again(trained, market, tmp_path):
     from safetensors import safe_open
 
@@ -294,10 +218,10 @@ def test_learning_rates_of_the_recipes():
 
 
 def test_assignments():
-    fields = parse_assignments(["epochs=5", "stages=1,2", "learning_rate=1e-3", "variant=null"])
+    fields = parse_assignments(["epochs=5", "stages=1,2", "learning_rate=1e-3", "attention=none"])
     config = Config().replace(**fields)
     assert (config.epochs, config.stages) == (5, (1, 2))
-    assert (config.learning_rate, config.variant) == (1e-3, None)
+    assert (config.learning_rate, config.attention) == (1e-3, "none")
     assert parse_assignments(["milestones=3"]) == {"milestones": [3]}
 
 
@@ -307,7 +231,9 @@ def test_assignments():
         (["epohcs=3"], "unknown field 'epohcs'; did you mean 'epochs'?"),
         (["epochs=many"], "epochs must be int, got 'many'"),
         (["epochs=0"], "epochs must be a positive integer, got 0"),
-        (["relations=3"], "relations must be bool, got 3"),
+        (["compile=3"], "compile must be bool, got 3"),
+        (["relations=3"], "relations must be bool, got 3"),  # a former field
+        (["attention=rga"], "attention must be one of 'none', 'rga-s'"),
         (["cache=ram"], "cache must be one of 'off'"),
         (["arch=resnet19"], "arch must be one of 'resnet18'"),
         (["impl=fast"], "impl must be one of 'auto'"),

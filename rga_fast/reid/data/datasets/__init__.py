@@ -1,4 +1,4 @@
-"""Which images a data set holds, of whom, from which camera. Reads names, opens no image."""
+"""The images of a data set, their identities and cameras. Reads names, opens no image."""
 
 from __future__ import annotations
 
@@ -42,29 +42,31 @@ LAYOUTS = (
 
 
 def open_dataset(
-    path: str | os.PathLike[str], *, boxes: str | None = None, val_trains: bool = True
+    path: str | os.PathLike[str], *, boxes: str | None = None, train_on_val: bool = True
 ) -> ReidData:
     """Recognises the layout of the data set at `path`, a folder or a CSV file, and reads it.
 
-    `boxes` chooses between CUHK03's `labeled` (the default) and `detected`, `val_trains` says
-    whether MSMT17's validation images train (the default); other data sets ignore them.
+    `boxes` chooses between CUHK03's `labeled` (the default) and `detected`; `train_on_val` adds
+    MSMT17's validation images to the training images (the default). Other data sets ignore them.
 
-    FileNotFoundError or NotADirectoryError if there is no such folder, ValueError if its layout is
-    not known; otherwise the errors of the layout's own reader. UserWarning if no query is valid,
-    that is, has an image of its identity from another camera in the gallery.
+    FileNotFoundError or NotADirectoryError if there is no such folder, ValueError for an unknown
+    layout; otherwise the errors of the layout's reader. UserWarning if no query is valid: none has
+    an image of its identity from another camera in the gallery.
     """
-    return open_datasets([path], boxes=boxes, val_trains=val_trains)
+    return open_datasets([path], boxes=boxes, train_on_val=train_on_val)
 
 
 def open_datasets(
-    paths: Sequence[str | os.PathLike[str]], *, boxes: str | None = None, val_trains: bool = True
+    paths: Sequence[str | os.PathLike[str]], *, boxes: str | None = None, train_on_val: bool = True
 ) -> ReidData:
-    """Reads one or several data sets: all train, the first is evaluated (`join_training`).
+    """Reads one or several data sets: all are trained on, the first is evaluated
+    (`join_training`).
 
-    The options, errors and the warning are those of `open_dataset`, for each of them. The warning
-    is for the first alone.
+    Options and errors as `open_dataset`, for each of them; the warning is for the first only.
     """
-    data = join_training([read_dataset(path, boxes=boxes, val_trains=val_trains) for path in paths])
+    data = join_training(
+        [read_dataset(path, boxes=boxes, train_on_val=train_on_val) for path in paths]
+    )
     if not data.valid_queries().any():
         cameras = len({*data.query.cameras.tolist(), *data.gallery.cameras.tolist()})
         warnings.warn(
@@ -76,7 +78,7 @@ def open_datasets(
 
 
 def read_dataset(
-    path: str | os.PathLike[str], *, boxes: str | None = None, val_trains: bool = True
+    path: str | os.PathLike[str], *, boxes: str | None = None, train_on_val: bool = True
 ) -> ReidData:
     """`open_dataset` without its warning."""
     path = Path(path)
@@ -88,7 +90,7 @@ def read_dataset(
     if is_cuhk03(folder):
         return load_cuhk03(folder, boxes=boxes)
     if msmt17_root(folder) is not None:
-        return load_msmt17(folder, val_trains=val_trains)
+        return load_msmt17(folder, train_on_val=train_on_val)
     table = csv_in(folder)
     if table is not None:
         return load_csv(table)

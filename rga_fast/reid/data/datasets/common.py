@@ -1,9 +1,8 @@
-"""What a data set is once it has been read, and what all readers need."""
+"""A data set in memory, and helpers of all readers."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ class Split:
     """The images of one split, in the order of their sorted paths.
 
     `paths` are relative to `root`, with forward slashes; `identities` and `cameras` are int64 (N,),
-    read-only, numbered as in the data set. `dropped` counts the files that were left out: junk, and
+    read-only, numbered as in the data set. `dropped` counts the excluded files: junk, and
     distractors outside the gallery.
     """
 
@@ -45,7 +44,7 @@ class Split:
         return len(self.paths)
 
     def file(self, index: int) -> Path:
-        """Where image `index` lies."""
+        """The path of image `index`."""
         return self.root / self.paths[index]
 
     @cached_property
@@ -57,7 +56,7 @@ class Split:
 
 
 class SplitCounts(NamedTuple):
-    """A row of the table of counts. `images` = those of `identities` persons + `distractors`."""
+    """A row of the table of counts. `images` includes `distractors`, `identities` does not."""
 
     split: str
     images: int
@@ -69,12 +68,12 @@ class SplitCounts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ReidData:
-    """A re-identification data set: who trains, who is searched for, and where.
+    """A re-identification data set: training, query and gallery images.
 
-    The people of `train` are never those of `query` and `gallery`, even where their numbers meet.
-    Gallery images of `distractor_identity` (None: the data set has none) show nobody who is
-    searched for; they stay in the gallery under that number, which no query has. `layout` says in
-    words which files were read.
+    The people in `train` are not those in `query` and `gallery`, even if their numbers are equal.
+    Gallery images of `distractor_identity` (None: the data set has none) show nobody from the
+    queries; they stay in the gallery under that number, which no query has. `layout` describes the
+    files that were read.
     """
 
     name: str
@@ -101,7 +100,7 @@ class ReidData:
     def valid_queries(self) -> np.ndarray:
         """bool (Q,): whether the gallery shows the query's identity from another camera.
 
-        Queries without such an image are skipped by the evaluation (Market-1501's rule).
+        The evaluation skips queries without such an image (Market-1501's rule).
         """
         gallery, query = self.gallery, self.query
         seen = Counter(gallery.identities.tolist())
@@ -112,7 +111,7 @@ class ReidData:
 
 
 class Record(NamedTuple):
-    """An image: its path relative to the data set's folder, who it shows, and from which camera."""
+    """An image: its path relative to the data set's folder, its identity and its camera."""
 
     path: str
     identity: int
@@ -120,22 +119,13 @@ class Record(NamedTuple):
 
 
 def split_of(root: Path, records: Iterable[Record], dropped: int = 0) -> Split:
-    """Sorts by path, so that labels do not depend on the file system or on a list's order."""
+    """Sorts by path, so that labels do not depend on the order of a file system or list."""
     paths, identities, cameras = zip(*sorted(records), strict=True)
     return Split(root, paths, int64(identities), int64(cameras), dropped)
 
 
 def int64(values: Iterable[int]) -> np.ndarray:
     return np.fromiter(values, dtype=np.int64)
-
-
-def user_cache() -> Path:
-    """Where this user's programs keep what can be made again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "rga_fast"
 
 
 def existing_folder(path: str | os.PathLike[str]) -> Path:
@@ -160,7 +150,7 @@ def image_names(folder: Path) -> list[str]:
 
 
 def require_files(root: Path, paths: Iterable[str], source: Path) -> None:
-    """FileNotFoundError unless all `paths`, which `source` lists, are there."""
+    """FileNotFoundError unless all `paths`, which `source` lists, exist."""
     listed = list(paths)
     missing = [path for path in listed if not os.path.isfile(os.path.join(root, path))]
     if missing:
@@ -171,7 +161,7 @@ def require_files(root: Path, paths: Iterable[str], source: Path) -> None:
 
 
 def require_identities(source: Path, train: Split) -> None:
-    """ValueError unless at least two people train."""
+    """ValueError unless there are at least two training identities."""
     identities = np.unique(train.identities)
     if len(identities) < 2:
         raise ValueError(

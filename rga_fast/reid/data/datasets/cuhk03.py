@@ -1,4 +1,4 @@
-"""CUHK03 under the new protocol (767 identities train, 700 test), in the forms it circulates in."""
+"""CUHK03, new protocol (767 training identities, 700 test), in all forms it is distributed in."""
 
 from __future__ import annotations
 
@@ -30,15 +30,14 @@ BOXES = ("labeled", "detected")
 def load_cuhk03(path: str | os.PathLike[str], *, boxes: str | None = None) -> ReidData:
     """Reads CUHK03 with the boxes drawn by hand (`labeled`) or by a detector (`detected`).
 
-    `boxes` None takes `labeled` where it is there. `path` holds one of
+    `boxes` None takes `labeled` if it is available. `path` holds one of
     - `labeled/`, `detected/`, in the layout of Market-1501 (`cuhk03-np`, or a folder with it);
     - `images_labeled/`, `images_detected/`: extracted images, `1_001_1_01.png`, and the protocol,
       `cuhk03_new_protocol_config_{labeled,detected}.mat`;
     - `cuhk03_release/cuhk-03.mat` or `cuhk-03.mat`: the HDF5 release, and the protocol. Its images
-      are extracted once into `images_{labeled,detected}/` beside the protocol, or where that
-      folder cannot be written into the user's cache folder; what is about to be written is
-      announced on stderr.
-    The protocol may also lie in `cuhk03_release/`. It is read with scipy, the release with h5py
+      are extracted once into `images_{labeled,detected}/` next to the protocol, or into the user's
+      cache folder if that folder cannot be written; this is announced on stderr.
+    The protocol may also be in `cuhk03_release/`. It is read with scipy, the release with h5py
     (`pip install 'rga-fast[cuhk03]'`; ImportError without them). Cameras are the third token of a
     name, identities the protocol's `labels`.
 
@@ -91,7 +90,7 @@ def _protocol_name(boxes: str) -> str:
 
 def _load_protocol(folder: Path, boxes: str | None) -> ReidData:
     if boxes is None:
-        boxes = max(BOXES, key=lambda kind: _completeness(folder, kind))  # equal: the first
+        boxes = max(BOXES, key=lambda kind: _completeness(folder, kind))  # the first of equal ones
     source = _protocol_file(folder, boxes)
     if source is None:
         raise FileNotFoundError(
@@ -113,13 +112,13 @@ def _load_protocol(folder: Path, boxes: str | None) -> ReidData:
 
 
 def _completeness(folder: Path, boxes: str) -> int:
-    """How many of the two that are needed are there: images, protocol."""
+    """How many of the two required parts exist: images, protocol."""
     images = (folder / f"images_{boxes}").is_dir() or _release_file(folder) is not None
     return int(images) + int(_protocol_file(folder, boxes) is not None)
 
 
 def _image_root(folder: Path, boxes: str, names: list[str]) -> tuple[Path, str]:
-    """The folder of the extracted images, and in words where they are from."""
+    """The folder of the extracted images, and a description of their origin."""
     extracted = folder / f"images_{boxes}"
     if extracted.is_dir():
         return extracted, f"extracted images_{boxes}, {_protocol_name(boxes)}"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rga_fast.reid.data.datasets.common import user_cache
+from rga_fast.reid.files import user_cache
 
 RELEASE_FILE = "cuhk-03.mat"
 RELEASE_NAME = re.compile(r"(?P<pair>\d+)_(?P<person>\d+)_(?P<view>[12])_(?P<index>\d+)\.png")
@@ -35,11 +35,11 @@ def read_protocol(source: Path) -> dict[str, Any]:
         raise _missing(source, "scipy") from error
     try:
         content = loadmat(source, variable_names=["filelist", *PROTOCOL_ARRAYS])
-    except Exception as error:  # whatever damaged bytes lead scipy into
+    except Exception as error:  # scipy raises many kinds for damaged bytes
         start = source.read_bytes()[:20]
         hint = "; this looks like a web page saved under this name" if b"<" in start else ""
         raise ValueError(
-            f"{source}: expected a whole MATLAB 5 file, got one that starts with {start!r} "
+            f"{source}: expected a complete MATLAB 5 file, got one that starts with {start!r} "
             f"({error}){hint}"
         ) from error
     missing = [name for name in ("filelist", *PROTOCOL_ARRAYS) if name not in content]
@@ -58,9 +58,9 @@ def read_protocol(source: Path) -> dict[str, Any]:
 def extract_images(release: Path, boxes: str, names: list[str], target: Path) -> Path:
     """Writes the images `names` of `release` as PNG files into `target`; returns their folder.
 
-    Where `target` cannot be made, a folder in the user's cache, named after the release's size and
-    first bytes, takes its place; if it is there already, nothing is written. The images appear
-    all at once: an interrupted extraction leaves no half-filled folder behind.
+    If `target` cannot be created, a folder in the user's cache is used instead, named after the
+    release's size and first bytes; if that exists, nothing is written. An interrupted extraction
+    leaves no partial folder.
     ImportError names the extra. ValueError: not the release, or it lacks one of `names`.
     """
     if not os.access(target.parent, os.W_OK):
@@ -140,11 +140,11 @@ def _rename(partial: Path, target: Path) -> None:
     try:
         partial.rename(target)
     except OSError:
-        if not target.is_dir():  # otherwise another process was faster
+        if not target.is_dir():  # else another process was faster
             raise
 
 
 def _missing(source: Path, module: str) -> ImportError:
     return ImportError(
-        f"{source}: reading it takes {module}; install it with pip install 'rga-fast[cuhk03]'"
+        f"{source}: reading it needs {module}; install it with pip install 'rga-fast[cuhk03]'"
     )

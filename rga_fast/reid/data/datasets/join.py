@@ -1,4 +1,4 @@
-"""Several data sets that train one network."""
+"""Training on several data sets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rga_fast.reid.data.datasets.common import ReidData, Split
 
 
 def join_training(datasets: Sequence[ReidData]) -> ReidData:
-    """All `datasets` train together; query and gallery are those of the first.
+    """The training images of all `datasets`; query and gallery of the first.
 
-    Identities and cameras are kept apart: those of the first keep their numbers, those of each
-    further data set are shifted past them, so that equal numbers never meet. A person who is in two
-    data sets becomes two identities. ValueError: no data set, the same one twice, or folders that
-    no common folder holds (different drives).
+    Identities and cameras of the first keep their numbers, those of each further data set are
+    shifted past them, so that numbers stay distinct. A person in two data sets becomes two
+    identities. ValueError: no data set, the same one twice, or folders without a common parent
+    (different drives).
     """
     if not datasets:
         raise ValueError("join_training: expected at least one data set, got none")
@@ -32,7 +32,7 @@ def join_training(datasets: Sequence[ReidData]) -> ReidData:
         query=first.query,
         gallery=first.gallery,
         distractor_identity=first.distractor_identity,
-        layout=f"{len(datasets)} data sets train, {first.name} is searched",
+        layout=f"{len(datasets)} data sets for training, evaluated on {first.name}",
     )
 
 
@@ -41,7 +41,7 @@ def _refuse_twice(trains: list[Split]) -> None:
     for split in trains:
         first = os.path.abspath(split.file(0))
         if first in seen:
-            raise ValueError(f"join_training: {split.root} is there twice (image {first})")
+            raise ValueError(f"join_training: {split.root} is given twice (image {first})")
         seen.add(first)
 
 
@@ -51,7 +51,7 @@ def _joined(trains: list[Split]) -> Split:
         common = os.path.commonpath(roots)
     except ValueError:
         raise ValueError(
-            f"join_training: no common folder holds {', '.join(roots)}; put them on one drive"
+            f"join_training: no common folder holds {', '.join(roots)}; move them to one drive"
         ) from None
     paths = [
         (Path(os.path.relpath(root, common)) / path).as_posix()

@@ -1,4 +1,4 @@
-"""The layout of Market-1501, in which CUHK03, MSMT17 and people's own images circulate as well."""
+"""The layout of Market-1501, also used for repacks of CUHK03 and MSMT17, and for own images."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ MARKET_JUNK, MARKET_DISTRACTOR = -1, 0
 
 
 def load_market1501(path: str | os.PathLike[str]) -> ReidData:
-    """Reads Market-1501 and whatever else has its folders and names (`0002_c1s1_000451_03.jpg`).
+    """Reads Market-1501 and other data with its folders and names (`0002_c1s1_000451_03.jpg`).
 
-    `path` holds `bounding_box_train`, `query` and `bounding_box_test`, or holds
-    `Market-1501-v15.09.15` which does. Identity -1 (junk) is dropped. Identity 0 in the gallery is
-    a distractor, kept there only, unless a query shows it too: then the numbering starts at 0, as
-    in repacks of MSMT17, and it is a person like others. Files without an image's suffix and hidden
-    files are ignored. The data set is named `synthetic` where `rga-fast synth` wrote it,
-    `market1501`, `cuhk03-labeled`, `cuhk03-detected` or `msmt17` where its folder or its identities
-    and cameras say so, else `market-like`.
+    `path` or `path/Market-1501-v15.09.15` holds `bounding_box_train`, `query` and
+    `bounding_box_test`. Identity -1 (junk) is dropped. Identity 0 in the gallery is a distractor,
+    kept there only, unless it is also a query: then the numbering starts at 0, as in repacks of
+    MSMT17, and it is an ordinary person. Files without an image's suffix and hidden files are
+    ignored. The data set is named `synthetic` if `rga-fast synth` wrote it, `market1501`,
+    `cuhk03-labeled`, `cuhk03-detected` or `msmt17` by its folder or its numbers of identities and
+    cameras, else `market-like`.
 
     FileNotFoundError names the missing folder. ValueError: a folder without usable images, a name
-    that does not follow the pattern, or fewer than two identities to train on.
+    that does not follow the pattern, or fewer than two training identities.
     """
     folder = existing_folder(path)
     root = market_root(folder) or folder
@@ -67,7 +67,7 @@ def load_market1501(path: str | os.PathLike[str]) -> ReidData:
 
 
 def market_root(folder: Path) -> Path | None:
-    """The folder that holds at least one of Market-1501's, `folder` itself or the one in it."""
+    """`folder`, or the data set's own folder in it, with images of Market-1501; None if neither."""
     for root in (folder, folder / MARKET_FOLDER):
         if any((root / name).is_dir() for name in ("bounding_box_train", "bounding_box_test")):
             return root
@@ -104,7 +104,7 @@ def _without(root: Path, split: str, records: dict[str, list[Record]], left_out:
 
 
 def _known_name(root: Path, train: Split) -> str:
-    """By the names of the folder and of the one around it, else by who and what trains."""
+    """By the names of the folder and its parent, else by the training identities and cameras."""
     if (root / "synthetic.json").is_file():
         return "synthetic"
     where = f"{root.absolute().parent.name}/{root.absolute().name}".casefold()

@@ -1,4 +1,4 @@
-"""MSMT17 as it is released: V1, and V2 with masked faces. The Market-like repack: market1501.py."""
+"""MSMT17 as released: V1, and V2 with masked faces. Market-like repacks: market1501.py."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MSMT17_VERSIONS = {
 MSMT17_LISTS = {name: f"list_{name}.txt" for name in ("train", "val", "query", "gallery")}
 
 
-def load_msmt17(path: str | os.PathLike[str], *, val_trains: bool = True) -> ReidData:
+def load_msmt17(path: str | os.PathLike[str], *, train_on_val: bool = True) -> ReidData:
     """Reads MSMT17, V1 or V2: two folders of images, and lists with a line `path identity` each.
 
-    `path` holds `train` and `test` (V1) or `mask_train_v2` and `mask_test_v2` (V2), and the lists
-    `list_{train,val,query,gallery}.txt`; or it holds `MSMT17_V1` or `MSMT17_V2` which does. The
-    camera is the third token of a name, `0000_000_01_0303morning_0008_0.jpg`. `val_trains`, the
-    default, adds the images of `list_val.txt` to those that train: 32,621, the published number.
-    Without, the data set is named `msmt17-without-val`, else `msmt17`.
+    `path`, or `MSMT17_V1` or `MSMT17_V2` in it, holds `train` and `test` (V1) or `mask_train_v2`
+    and `mask_test_v2` (V2), and the lists `list_{train,val,query,gallery}.txt`. The camera is the
+    third token of a name, `0000_000_01_0303morning_0008_0.jpg`. `train_on_val`, the default, adds
+    the images of `list_val.txt` to the training images: 32,621, the published number. The data set
+    is then named `msmt17`, otherwise `msmt17-without-val`.
 
     FileNotFoundError names a missing folder, list or image. ValueError: both versions in `path`, a
     line or name that does not follow the pattern, an empty list, fewer than two identities.
@@ -36,10 +36,10 @@ def load_msmt17(path: str | os.PathLike[str], *, val_trains: bool = True) -> Rei
     folder = existing_folder(path)
     root = msmt17_root(folder) or folder
     version, train, test = _version(root)
-    lists = ("train", "val") if val_trains else ("train",)
+    lists = ("train", "val") if train_on_val else ("train",)
     training = [record for name in lists for record in _read_list(root, name, train)]
     data = ReidData(
-        name="msmt17" if val_trains else "msmt17-without-val",
+        name="msmt17" if train_on_val else "msmt17-without-val",
         train=split_of(root, training),
         query=split_of(root, _read_list(root, "query", test)),
         gallery=split_of(root, _read_list(root, "gallery", test)),
@@ -50,7 +50,7 @@ def load_msmt17(path: str | os.PathLike[str], *, val_trains: bool = True) -> Rei
 
 
 def msmt17_root(folder: Path) -> Path | None:
-    """The folder that holds MSMT17's lists or folders: `folder` or MSMT17_V1 or V2 in it."""
+    """The folder with MSMT17's lists or folders: `folder`, or MSMT17_V1 or V2 in it; or None."""
     found = [
         root for root in (folder, *(folder / name for name in MSMT17_VERSIONS)) if _looks_like(root)
     ]
@@ -65,7 +65,7 @@ def msmt17_root(folder: Path) -> Path | None:
 def _looks_like(root: Path) -> bool:
     if any((root / name).is_file() for name in MSMT17_LISTS.values()):
         return True
-    if (root / "query").is_dir():  # own images, with a folder `test` of no meaning here
+    if (root / "query").is_dir():  # own images, whose folder `test` is ignored
         return False
     return any(
         (root / train).is_dir() and (root / test).is_dir()
@@ -74,19 +74,21 @@ def _looks_like(root: Path) -> bool:
 
 
 def _version(root: Path) -> tuple[str, str, str]:
-    """Which version lies in `root`, and its two folders."""
+    """The version in `root`, and its two folders."""
     for version, (train, test) in MSMT17_VERSIONS.items():
         if (root / train).is_dir() and (root / test).is_dir():
             return version, train, test
     expected = " or ".join(f"{train}/ and {test}/" for train, test in MSMT17_VERSIONS.values())
-    raise FileNotFoundError(f"{root}: MSMT17 has the folders {expected} beside its lists")
+    raise FileNotFoundError(f"{root}: MSMT17 has the folders {expected} next to its lists")
 
 
 def _read_list(root: Path, name: str, folder: str) -> list[Record]:
     source = root / MSMT17_LISTS[name]
     if not source.is_file():
         hint = (
-            "let val_trains be false" if name == "val" else "own images need train, query, gallery"
+            "or set train_on_val=false"
+            if name == "val"
+            else "own images need train, query, gallery"
         )
         expected = ", ".join(MSMT17_LISTS.values())
         raise FileNotFoundError(f"{source}: no such file; MSMT17 has {expected} ({hint})")

@@ -1,4 +1,4 @@
-"""People's own images: a folder per identity, or a CSV file."""
+"""Own images: a folder per identity, or a CSV file."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ from rga_fast.reid.data.datasets.common import (
 )
 
 CSV_COLUMNS = ("path", "identity", "camera", "split")
-HELD_OUT = 4  # every fourth identity tests
+HELD_OUT = 4  # every fourth identity is a test identity
 OWN_CAMERA = re.compile(r"(?:^|[_-])c(\d+)(?=s\d|[_.-])", re.IGNORECASE)
 
-Row = tuple[str, str, str]  # path, identity, camera, as people named them
+Row = tuple[str, str, str]  # path, identity, camera, as named in the data
 
 
 def load_folders(path: str | os.PathLike[str]) -> ReidData:
     """Reads a folder per identity: `alice/c1_0001.jpg`.
 
-    Where `path` holds the folders `train`, `query` and `gallery` (in any case), each of them holds
-    such folders. Otherwise `path` itself does, and every fourth identity in their sorted order is
-    held out: all its images are the gallery, the first from each camera a query (the evaluation
-    leaves out a query's own image, as one of the same camera).
+    If `path` holds the folders `train`, `query` and `gallery` (in any case), each of them holds a
+    folder per identity. Otherwise `path` itself does, and every fourth identity in sorted order is
+    held out: all its images form the gallery, the first from each camera is a query (the evaluation
+    excludes the query's own image, which has the same camera).
 
     The camera is the `c2` of a name, at its start or after `_` or `-`. If no name has one, all
-    images count as camera 1. Identities that are whole numbers keep them, others are numbered from
-    1 in sorted order. Folders whose names start with a dot or `__` are ignored.
+    images have camera 1. Identities that are whole numbers keep them, others are numbered from 1 in
+    sorted order. Folders whose names start with a dot or `__` are ignored.
 
     ValueError: a folder without images, cameras in some names but not in all, fewer than 4
-    identities to divide, fewer than 2 to train on. UserWarning: somebody both trains and tests.
+    identities to divide, fewer than 2 for training. UserWarning: an identity is in training and
+    test images.
     """
     root = existing_folder(path)
     found = _split_folders(root)
@@ -66,8 +67,8 @@ def load_csv(path: str | os.PathLike[str]) -> ReidData:
     Paths are relative to the file's folder; identities and cameras are any names, numbered as in
     `load_folders`; the split is `train`, `query` or `gallery`. Further columns are ignored.
 
-    FileNotFoundError: no such file, or one of its images is missing. ValueError names the line that
-    is wrong, or the split without images. UserWarning: somebody both trains and tests.
+    FileNotFoundError: no such file, or one of its images is missing. ValueError names the wrong
+    line or the split without images. UserWarning: an identity is in training and test images.
     """
     source = Path(path)
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
@@ -97,7 +98,7 @@ def load_csv(path: str | os.PathLike[str]) -> ReidData:
 def csv_in(folder: Path) -> Path | None:
     """The CSV file in `folder` to read: the only one with the right columns, or the only one.
 
-    Without the right columns it counts only where there are no identities to divide.
+    A file without the right columns is taken only if there are no folders of identities.
     """
     found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".csv"]
     right = [path for path in found if _has_columns(path)]
@@ -114,7 +115,7 @@ def has_identity_folders(folder: Path) -> bool:
 
 
 def _split_folders(root: Path) -> dict[str, str]:
-    """{"train": "Train", ...}: the folders of splits that are there, by their names on disk."""
+    """{"train": "Train", ...}: the existing folders of splits, by their names on disk."""
     return {name.casefold(): name for name in _subfolders(root) if name.casefold() in SPLITS}
 
 
@@ -128,7 +129,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _folder_rows(root: Path, prefix: str) -> list[Row]:
-    """The images of all identities in `root / prefix`, the camera empty where a name has none."""
+    """The images of all identities in `root / prefix`; the camera is empty if a name has none."""
     identities = _subfolders(root / prefix)
     if not identities:
         raise ValueError(f"{root / prefix}: expected a folder per identity, got none")
@@ -208,7 +209,7 @@ def _own_data(root: Path, source: Path, rows: dict[str, list[Row]], layout: str)
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:
-    """Whole numbers as they are, unless too long or two mean the same one; other names from 1."""
+    """Whole numbers are kept, unless too long or ambiguous (1, 01); other names count from 1."""
     unique = sorted(set(names))
     if all(name.isdecimal() and len(name) < 10 for name in unique):
         numbers = {name: int(name) for name in unique}
@@ -223,7 +224,7 @@ def _warn_of_known_people(source: Path, rows: dict[str, list[Row]]) -> None:
     both = sorted(trained & tested)
     if both:
         warnings.warn(
-            f"{source}: {len(both)} identities both train and test, the first is {both[0]}; "
-            "the evaluation will flatter",
+            f"{source}: {len(both)} identities are in training and test images, the first is "
+            f"{both[0]}; the scores will be too high",
             stacklevel=4,
         )

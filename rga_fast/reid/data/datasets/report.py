@@ -1,4 +1,4 @@
-"""The counts of a data set beside the published ones, and what is wrong with it."""
+"""The counts of a data set compared with the published ones, and its problems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rga_fast.reid.data.datasets.common import ReidData, SplitCounts
 
 
 class Published(NamedTuple):
-    """What a right loader counts. None: not published."""
+    """The published counts of a split. None: not published."""
 
     images: int | None
     identities: int
@@ -53,10 +53,10 @@ class ReportRow(NamedTuple):
 
 @dataclass(frozen=True)
 class DataReport:
-    """`rows` of counts, and what is wrong in sentences.
+    """`rows` of counts, and problems in sentences.
 
-    With `errors` the numbers of a run mean something else than published ones, or none come out at
-    all; `remarks` are worth knowing. `problems` are both.
+    With `errors`, scores cannot be compared with published ones, or cannot be computed; `remarks`
+    are worth knowing. `problems` are both.
     """
 
     name: str
@@ -71,11 +71,11 @@ class DataReport:
 
 
 def dataset_report(data: ReidData) -> DataReport:
-    """Compares the counts of `data` with the published ones of its name, and looks for traps.
+    """Compares the counts of `data` with the published ones for its name, and looks for pitfalls.
 
-    Errors are counts that are not the published ones, and that no query is valid. Remarks are
-    queries that the evaluation will skip because no other camera saw their identity, fewer
-    identities than a batch of the published recipe takes, and identities with a single image.
+    Errors: counts that differ from the published ones, no valid query. Remarks: queries that the
+    evaluation will skip because no other camera shows their identity, fewer identities than a batch
+    of the published recipe needs, identities with a single image.
     """
     published = PUBLISHED.get(data.name, {})
     rows = [ReportRow(counts, published.get(counts.split)) for counts in data.counts()]

@@ -1,0 +1,70 @@
+"""Files: written atomically, sizes in words, and the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+Content = str | bytes | memoryview | Callable[[Path], object]
+
+
+def write_file(
+    path: str | os.PathLike[str], content: Content, *, previous: Path | None = None
+) -> None:
+    """Writes a file atomically: a reader, or a crash at any moment, meets the old file or the new
+    one, never a part of it.
+
+    The content goes to `<path>.partial` in the same folder, is synced to disk, and takes the name
+    `path`. Anything but a regular file, such as /dev/stdout, is written directly.
+
+    Args:
+        path: the file; its folder exists.
+        content: text (written as UTF-8), bytes, or a function that writes them to the path that it
+            is given.
+        previous: the file that was at `path` is kept under this name.
+
+    Raises:
+        OSError: if it cannot be written; whatever `content` raises. `path` is unchanged then, and
+            nothing else is left.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        _write(path, content)
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        _write(partial, content)
+        with partial.open("r+b") as file:
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write(path: Path, content: Content) -> None:
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def user_cache() -> Path:
+    """The folder for files that can be recomputed: `rga_fast` in `$XDG_CACHE_HOME` or `~/.cache`,
+    on Windows in `%LOCALAPPDATA%`."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME")
+    return Path(base or Path.home() / ".cache") / "rga_fast"
+
+
+def size_text(nbytes: int) -> str:
+    """`nbytes` in GB or MB, such as "1.50 GB", "12 MB" and "3.4 MB"."""
+    if nbytes >= 1e9:
+        return f"{nbytes / 1e9:.2f} GB"
+    return f"{nbytes / 1e6:.{0 if nbytes >= 1e7 else 1}f} MB"
