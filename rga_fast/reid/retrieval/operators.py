@@ -38,6 +38,6 @@ def fused(device: torch.device) -> bool:
     """Whether the operators run on a device; elsewhere plain PyTorch has to do."""
     return (
         device.type == "cpu"
-        and cpp.available()
-        and cpp.extension().build_info()["ranking"] == "fused"
+        and cpp.missing() is None
+        and cpp.extension().build_info().get("ranking") == "fused"
     )

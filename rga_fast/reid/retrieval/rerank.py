@@ -22,6 +22,23 @@ _PAIRS = 1 << 23  # common neighbours that are added up at a time
 _GATHERED = 1 << 23  # elements of gathered features
 
 
+class Reranking(NamedTuple):
+    """The published numbers; `RerankedDistances` explains them."""
+
+    k1: int = 20
+    k2: int = 6
+    weight: float = 0.3
+
+    @classmethod
+    def parse(cls, text: str) -> Reranking:
+        """From "20,6,0.3"."""
+        try:
+            k1, k2, weight = text.split(",")
+            return cls(int(k1), int(k2), float(weight))
+        except ValueError:
+            raise ValueError(f"rerank: expected K1,K2,LAMBDA as 20,6,0.3, got {text!r}") from None
+
+
 class SparseRows(NamedTuple):
     """Row i has `values[begin[i] : begin[i + 1]]` in `columns[begin[i] : begin[i + 1]]`, columns
     ascending."""
