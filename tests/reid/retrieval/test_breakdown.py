@@ -44,7 +44,7 @@ def test_averages_by_name():
     trapezoid = query_scores(ranking, "trapezoid").ap.tolist()
     first = ((0 / 1 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2
     assert trapezoid == pytest.approx([first, (1 + (1 + 1) / 2) / 2, 0])
-    with pytest.raises(ValueError, match="one of .*'spline'"):
+    with pytest.raises(ValueError, match=r"one of .*'spline'"):
         query_scores(ranking, "spline")
 
 
