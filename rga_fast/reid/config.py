@@ -294,6 +294,7 @@ RECIPES = {
         arch="resnet18",
         base_width=24,
         gate_bias=4.0,
+        channels_last=True,
         epochs=80,
         learning_rate=2e-3,
         schedule="cosine",
