@@ -4,6 +4,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/passes.h"
+#include "cpu/ranking.h"
 
 namespace {
 
@@ -16,12 +17,14 @@ constexpr char kCompiler[] = "unknown";
 #endif
 
 PyObject* build_info(PyObject*, PyObject*) {
+  const char* const ranking = rga::ranking_passes() ? "fused" : "torch";
 #ifdef RGA_CUDA  // how the kernels of csrc/cuda were compiled
-  return Py_BuildValue("{s:s,s:s,s:s,s:s}", "compiler", kCompiler, "instruction_set",
-                       rga::instruction_set(), "products", rga::gemm_library(), "cuda", RGA_CUDA);
+  return Py_BuildValue("{s:s,s:s,s:s,s:s,s:s}", "compiler", kCompiler, "instruction_set",
+                       rga::instruction_set(), "products", rga::gemm_library(), "ranking", ranking,
+                       "cuda", RGA_CUDA);
 #else
-  return Py_BuildValue("{s:s,s:s,s:s}", "compiler", kCompiler, "instruction_set",
-                       rga::instruction_set(), "products", rga::gemm_library());
+  return Py_BuildValue("{s:s,s:s,s:s,s:s}", "compiler", kCompiler, "instruction_set",
+                       rga::instruction_set(), "products", rga::gemm_library(), "ranking", ranking);
 #endif
 }
 

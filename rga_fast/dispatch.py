@@ -66,6 +66,8 @@ def choose(impl: str, x: Tensor, branch: Branch | None = None) -> Choice:
         if problem is None:
             return Choice(backend.name, backend.reason)
         problems.append(f"not {backend.name}: {problem}")
+    if x.device.type == "cpu":
+        cpp.warn_where_missing()
     return Choice("torch", "; ".join(["plain PyTorch runs on every device", *problems]))
 
 

@@ -54,6 +54,14 @@ const Passes<double>& passes() {
   return portable::kDouble;
 }
 
+const RankingPasses* ranking_passes() {
+#ifdef RGA_X86
+  if (isa == Isa::avx512) return &avx512::ranking;
+  if (isa == Isa::avx2) return &avx2::ranking;
+#endif
+  return nullptr;
+}
+
 const char* instruction_set() {
   return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
 }

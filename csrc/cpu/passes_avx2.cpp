@@ -11,12 +11,14 @@
 namespace rga::avx2 {
 namespace {
 #include "passes_impl.h"  // after every other header
-// Needs the former.
+// Each needs the former.
 #include "gemm_impl.h"
+#include "ranking_impl.h"
 constexpr Passes<float> kWithProducts = with_products();
 }  // namespace
 const Passes<float>& floats = kWithProducts;
 const Passes<double>& doubles = kDouble;
+const RankingPasses& ranking = kRanking;
 }  // namespace rga::avx2
 
 #ifdef __clang__

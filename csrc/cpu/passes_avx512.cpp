@@ -5,9 +5,8 @@
 #define RGA_VECTOR_BYTES 64
 #define RGA_PAIRS 12
 #ifdef __clang__
-#pragma clang attribute push(                                                                  \
-    __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512"))), \
-    apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,fma,prefer-vector-width=512")
 #endif
@@ -15,12 +14,14 @@
 namespace rga::avx512 {
 namespace {
 #include "passes_impl.h"  // after every other header
-// Needs the former.
+// Each needs the former.
 #include "gemm_impl.h"
+#include "ranking_impl.h"
 constexpr Passes<float> kWithProducts = with_products();
 }  // namespace
 const Passes<float>& floats = kWithProducts;
 const Passes<double>& doubles = kDouble;
+const RankingPasses& ranking = kRanking;
 }  // namespace rga::avx512
 
 #ifdef __clang__

@@ -15,10 +15,8 @@ def missing() -> str | None:
     if (problem := cpp.missing()) is not None:
         return problem
     if COMPILED is None:
-        return (
-            "the extension was built without CUDA, which takes a CUDA build of torch and nvcc: "
-            "install them and build again"
-        )
+        why = cpp.build_problems() or "no CUDA toolkit was found, or RGA_FAST_CUDA=0 was set"
+        return f"the extension has no CUDA kernels: {why}. Install the toolkit and build again"
     if not torch.cuda.is_available():
         return "no CUDA driver with a GPU was found"
     return None

@@ -19,7 +19,10 @@ from rga_fast.reid.data.loader import EvalBatches
 from rga_fast.reid.distributed import Ranks
 from rga_fast.reid.files import write_file
 from rga_fast.reid.network.reidnet import ReidNet
-from rga_fast.reid.retrieval.metrics import RankMetrics, rank_metrics
+from rga_fast.reid.retrieval.distances import FeatureDistances
+from rga_fast.reid.retrieval.metrics import RankMetrics, query_scores, summary
+from rga_fast.reid.retrieval.ranking import make_labels, rank_hits
+from rga_fast.reid.retrieval.rerank import RerankedDistances, Reranking
 
 FEATURES = ("before_neck", "after_neck")
 
@@ -54,10 +57,12 @@ def extract_features(
     device: torch.device | str = "cpu",
     workers: int = 0,
     ranks: Ranks | None = None,
+    flip: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Features:
     """Features of all images, in their order, in evaluation mode; the model's mode is restored.
 
+    With `flip`, they are the mean of the features of each image and of its mirror image.
     `advance` is called with the number of images after each batch. With several `ranks`, each
     takes a share of the batches, and all of them get all features.
     """
@@ -69,9 +74,10 @@ def extract_features(
         for batch, indices in EvalBatches(
             images, batch_size, device=device, workers=workers, share=ranks
         ):
-            output = model(batch)
-            features.before_neck[indices] = output.before_neck.float().cpu()
-            features.after_neck[indices] = output.after_neck.float().cpu()
+            outputs = [model(batch), model(batch.flip(3))] if flip else [model(batch)]
+            for name, whole in zip(FEATURES, features, strict=True):
+                views = [getattr(output, name).float().cpu() for output in outputs]
+                whole[indices] = sum(views) / len(views)
             if advance is not None:
                 advance(len(batch) * ranks.world)
     finally:
@@ -98,18 +104,24 @@ def extract_query_gallery(
     return query, gallery
 
 
-def score(data: ReidData, query: Features, gallery: Features) -> dict[str, RankMetrics]:
-    """The metrics of both features: cosine distance, the rules of Market-1501."""
-    labels = (
-        data.query.identities,
-        data.gallery.identities,
-        data.query.cameras,
-        data.gallery.cameras,
-    )
-    return {
-        name: rank_metrics(getattr(query, name), getattr(gallery, name), *labels)
-        for name in FEATURES
-    }
+def score(
+    data: ReidData, query: Features, gallery: Features, rerank: Reranking | None = None
+) -> dict[str, RankMetrics]:
+    """The metrics of both features: cosine distance, re-ranked if asked for, the rules of
+    Market-1501."""
+    scores = {}
+    for name in FEATURES:
+        features = FeatureDistances(getattr(query, name), getattr(gallery, name), caller="score")
+        labels = make_labels(
+            data.query.identities,
+            data.gallery.identities,
+            data.query.cameras,
+            data.gallery.cameras,
+            features,
+        )
+        distances = features if rerank is None else RerankedDistances(features, *rerank)
+        scores[name] = summary(query_scores(rank_hits(distances, labels)))
+    return scores
 
 
 def save_features(

@@ -1,22 +1,30 @@
 """Retrieval metrics of person re-identification: rank-k, mAP and mINP.
 
-Only the ranks of the hits enter these metrics, so only those are computed, a block of queries at a
-time: neither the distances of the whole set nor an argsort is ever held.
+Four steps that compose: distances (distances.py), optionally re-ranked (rerank.py), the ranks of
+the hits (ranking.py), and their scores here. `rank_metrics` takes them one after the other.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
 from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-JUNK = -1
-_EXCLUDED = torch.iinfo(torch.int64).max
-_DISTANCES = ("cosine", "euclidean")
+from rga_fast.reid.retrieval.distances import Distances, FeatureDistances
+from rga_fast.reid.retrieval.ranking import (
+    BLOCK,
+    Labels,
+    LabelValues,
+    Ranking,
+    Rule,
+    find_hits,
+    make_labels,
+    rank_hits,
+)
 
-Labels = Tensor | np.ndarray | Sequence[int]
+AVERAGES = ("step", "trapezoid")
+_ROWS = 128  # queries whose precisions are added up at a time
 
 
 class RankMetrics(NamedTuple):
@@ -31,25 +39,44 @@ class RankMetrics(NamedTuple):
     skipped_queries: int
 
 
-@torch.no_grad()
+class QueryScores(NamedTuple):
+    """(Nq,) each, float64. A query without a hit is skipped: zeros everywhere.
+
+    hits: how many it has. first: the rank of the first, from 1. ap: average precision. inp: the
+    number of hits over the rank of the last one.
+    """
+
+    hits: Tensor
+    first: Tensor
+    ap: Tensor
+    inp: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        return self.hits > 0
+
+
 def rank_metrics(
     query_features: Tensor,
     gallery_features: Tensor,
-    query_ids: Labels,
-    gallery_ids: Labels,
-    query_cams: Labels,
-    gallery_cams: Labels,
+    query_ids: LabelValues,
+    gallery_ids: LabelValues,
+    query_cams: LabelValues,
+    gallery_cams: LabelValues,
     distance: str = "cosine",
-    block: int = 128,
+    block: int = BLOCK,
+    *,
+    rule: Rule = Rule(),  # noqa: B008 (immutable)
+    average: str = "step",
 ) -> RankMetrics:
     """Rank the gallery for every query and score the result by the Market-1501 rules.
 
     For each query, gallery images of its identity under its own camera are left out, and so is
-    junk (identity -1) for all of them. Queries without a hit in what remains are skipped and
-    counted. Equal distances rank by gallery index, as a stable sort would.
+    junk (identity -1) for all of them; `rule` says otherwise. Queries without a hit in what remains
+    are skipped and counted. Equal distances rank by gallery index, as a stable sort would.
 
     rank-k: the share of queries with a hit among the first k. mAP: the precision at each hit,
-    averaged (the step sum, not the trapezoid). mINP (Ye et al., "Deep Learning for Person
+    averaged (the step sum; "trapezoid" by name). mINP (Ye et al., "Deep Learning for Person
     Re-identification: A Survey and Outlook"): the number of hits over the rank of the last one.
 
     Args:
@@ -57,140 +84,137 @@ def rank_metrics(
         gallery_features: (Ng, D), on the same device.
         query_ids, query_cams: Nq integers. gallery_ids, gallery_cams: Ng integers.
         distance: "cosine" or "euclidean".
-        block: queries ranked at a time; about 30 * block * Ng bytes are needed.
+        block: queries at a time; the result does not depend on it. `rank_hits` says what it takes.
 
     Raises:
         ValueError: for a wrong shape, type or device, for features that are not finite, and when
             no query is valid.
     """
-    if distance not in _DISTANCES:
-        raise ValueError(f"rank_metrics: distance must be one of {_DISTANCES}, got {distance!r}")
+    caller = "rank_metrics"
     if block < 1:
-        raise ValueError(f"rank_metrics: block must be at least 1, got {block}")
-    _check_features(query_features, gallery_features)
-    device = query_features.device
-    query_ids = _labels("query_ids", query_ids, query_features)
-    query_cams = _labels("query_cams", query_cams, query_features)
-    gallery_ids = _labels("gallery_ids", gallery_ids, gallery_features)
-    gallery_cams = _labels("gallery_cams", gallery_cams, gallery_features)
+        raise ValueError(f"{caller}: block must be at least 1, got {block}")
+    distances = FeatureDistances(query_features, gallery_features, distance, caller)
+    labels = make_labels(query_ids, gallery_ids, query_cams, gallery_cams, distances, caller)
+    return summary(query_scores(rank_hits(distances, labels, rule, block=block), average))
 
-    per_query = []
-    with torch.autocast(device.type, enabled=False):
-        query = _prepare("query_features", query_features, distance)
-        gallery = _prepare("gallery_features", gallery_features, distance)
-        if distance == "cosine":
-            scale, offset = -1, torch.ones((), device=device)
-        else:  # the squared Euclidean distance, less |query|^2: the same order
-            scale, offset = -2, gallery.square().sum(dim=1)
-        for ids, cams, features in zip(
-            query_ids.split(block), query_cams.split(block), query.split(block), strict=True
-        ):
-            same_id = gallery_ids == ids[:, None]  # (b, Ng)
-            same_cam = gallery_cams == cams[:, None]
-            excluded = (same_id & same_cam) | (gallery_ids == JUNK)
-            distances = (features @ gallery.T).mul_(scale).add_(offset)
-            per_query.append(_scores(hit_ranks(distances, same_id & ~excluded, excluded)))
 
-    scores = torch.cat(per_query)
-    valid = scores[:, 0] > 0
+def query_scores(ranking: Ranking, average: str = "step") -> QueryScores:
+    """What each query scores.
+
+    average: "step" is the mean of the precisions at the hits. "trapezoid" is the area below the
+    precision-recall curve with straight lines between the hits, as in the first evaluation code of
+    Market-1501: half the precision at a hit and half that just before it (1 before the first rank).
+    """
+    if average not in AVERAGES:
+        raise ValueError(f"query_scores: average must be one of {AVERAGES}, got {average!r}")
+    begin = ranking.begin.tolist()
+    parts = []
+    for start in range(0, len(begin) - 1, _ROWS):
+        bounds = ranking.begin[start : start + _ROWS + 1]
+        ranks = ranking.ranks[begin[start] : int(bounds[-1])]
+        parts.append(_scores(_padded(ranks, bounds), average))
+    return QueryScores(*torch.cat(parts).unbind(dim=1))
+
+
+def summary(scores: QueryScores) -> RankMetrics:
+    """The means over the valid queries.
+
+    Raises:
+        ValueError: where no query is valid.
+    """
+    valid = scores.valid
     if not valid.any():
         raise ValueError(
             f"rank_metrics: none of the {len(valid)} queries is valid: no query identity is in the "
             "gallery under a camera other than the query's"
         )
-    _, rank1, rank5, rank10, mAP, mINP = scores[valid].mean(dim=0).tolist()
+    columns = [(scores.first <= k).double() for k in (1, 5, 10)]
+    means = torch.stack([*columns, scores.ap, scores.inp], dim=1)[valid].mean(dim=0).tolist()
     count = int(valid.sum())
-    return RankMetrics(rank1, rank5, rank10, mAP, mINP, count, len(valid) - count)
+    return RankMetrics(*means, count, len(valid) - count)
 
 
-def hit_ranks(distances: Tensor, hits: Tensor, excluded: Tensor) -> Tensor:
-    """Ranks, from 1, of every query's hits among the gallery images that are not excluded.
+def cmc(scores: QueryScores, length: int) -> Tensor:
+    """(length,) float64: the share of valid queries with a hit among the first 1, 2, ..., length.
 
-    Equal distances rank by gallery index: the ranks are those of a stable sort.
-
-    Args:
-        distances: (b, N) float32, not NaN.
-        hits: (b, N) bool, the images that a query should find; none of them excluded.
-        excluded: (b, N) bool, the images that are not ranked for a query.
-
-    Returns:
-        (b, k) int64 with k the most hits of any query: ascending, filled up with zeros.
+    Raises:
+        ValueError: where no query is valid.
     """
-    b, N = distances.shape
-    # Distance and index in one integer, ordered like the pair: no two images are equal.
-    bits = (distances + 0.0).view(torch.int32)  # -0.0 becomes 0.0
-    bits ^= (bits >> 31) & 0x7FFFFFFF
-    keys = bits.long()
-    keys <<= 32
-    keys |= torch.arange(N, device=distances.device)
-    keys.masked_fill_(excluded, _EXCLUDED)
-
-    rows, cols = hits.nonzero(as_tuple=True)
-    counts = hits.sum(dim=1)
-    k = int(counts.max()) if b else 0
-    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    hit_keys = keys.new_full((b, k), _EXCLUDED)
-    hit_keys[rows, slots] = keys[rows, cols]
-    hit_keys = hit_keys.sort(dim=1).values
-
-    # Image j stands before or at hit s exactly if its bucket is at most s.
-    bucket = torch.searchsorted(hit_keys, keys)
-    ones = keys.new_ones(()).expand_as(bucket)
-    ranks = keys.new_zeros(b, k + 1).scatter_add_(1, bucket, ones).cumsum(dim=1)[:, :k]
-    return ranks.masked_fill_(hit_keys == _EXCLUDED, 0)
+    valid = summary(scores).valid_queries
+    first = scores.first[scores.valid].long()
+    return torch.bincount(first.clamp(max=length + 1), minlength=length + 2)[1 : length + 1].cumsum(
+        0
+    ) / float(valid)
 
 
-def _scores(ranks: Tensor) -> Tensor:
-    """(b, k) ranks of the hits -> (b, 6): hits, rank-1, rank-5, rank-10, AP, INP, in float64."""
+def single_shot_cmc(
+    distances: Distances,
+    labels: Labels,
+    length: int,
+    rule: Rule = Rule(),  # noqa: B008 (immutable)
+    *,
+    repeats: int = 10,
+    seed: int = 0,
+) -> Tensor:
+    """(length,) float64: CMC where the gallery holds one image of each identity, drawn at random
+    among those that are ranked for the query, and the mean over `repeats` draws.
+
+    The old CUHK03 protocol is this with `Rule(separate_camera_set=True)`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    hits, total = find_hits(labels, rule), torch.zeros(length, dtype=torch.float64)
+    # Where a query's camera decides what is ranked, its queries have a draw of their own.
+    cameras = labels.query_cams.unique().tolist() if rule.separate_camera_set else [None]
+    for _ in range(repeats):
+        luck = torch.randperm(len(labels.gallery_ids), generator=generator).to(distances.device)
+        drawn = hits.select(_first_of_each(hits.queries, luck[hits.images]))
+        scores = []
+        for camera in cameras:
+            ranked = torch.ones_like(luck, dtype=torch.bool)
+            wanted = drawn
+            if camera is not None:
+                ranked = labels.gallery_cams != camera
+                wanted = drawn.select((labels.query_cams == camera)[drawn.queries])
+            ids = labels.gallery_ids.masked_fill(~ranked, -1)
+            counted = ranked & _first_of_each(ids, luck.masked_fill(~ranked, len(luck)))
+            ranking = rank_hits(distances, labels, rule, hits=wanted, counted=counted)
+            scores.append(query_scores(ranking))
+        every = QueryScores(*(torch.stack(field).sum(dim=0) for field in zip(*scores, strict=True)))
+        total += cmc(every, length).cpu()
+    return total / repeats
+
+
+def _first_of_each(groups: Tensor, luck: Tensor) -> Tensor:
+    """(N,) bool: the element of each group whose number is the lowest."""
+    order = luck.argsort()
+    order = order[groups[order].argsort(stable=True)]
+    first = torch.ones_like(groups, dtype=torch.bool)
+    first[1:] = groups[order][1:] != groups[order][:-1]
+    return torch.zeros_like(first).scatter_(0, order, first)
+
+
+def _padded(ranks: Tensor, bounds: Tensor) -> Tensor:
+    """(b, k) the ranks of b queries, filled up with zeros."""
+    counts = bounds.diff()
+    rows = torch.arange(len(counts), device=ranks.device).repeat_interleave(counts)
+    slots = torch.arange(len(ranks), device=ranks.device) - (bounds[:-1] - bounds[0])[rows]
+    padded = ranks.new_zeros(len(counts), int(counts.max()))
+    padded[rows, slots] = ranks
+    return padded
+
+
+def _scores(ranks: Tensor, average: str) -> Tensor:
+    """(b, k) ranks of the hits -> (b, 4): hits, rank of the first, AP, INP, in float64."""
     counts = (ranks > 0).sum(dim=1).double()
     if ranks.shape[1] == 0:
-        return counts[:, None].repeat(1, 6)
+        return counts[:, None].repeat(1, 4)
     nth_hit = torch.arange(1, ranks.shape[1] + 1, dtype=torch.float64, device=ranks.device)
     precision = torch.where(ranks > 0, nth_hit / ranks, 0.0)
-    first, last = ranks[:, 0], ranks.amax(dim=1)
+    if average == "trapezoid":
+        before = torch.where(ranks > 1, (nth_hit - 1) / (ranks - 1), 1.0)
+        precision = torch.where(ranks > 0, (precision + before) / 2, 0.0)
+    found = counts.clamp(min=1)
+    last = ranks.amax(dim=1).clamp(min=1)
     return torch.stack(
-        [
-            counts,
-            *((first <= k).double() for k in (1, 5, 10)),
-            precision.sum(dim=1) / counts,
-            counts / last,
-        ],
-        dim=1,
+        [counts, ranks[:, 0].double(), precision.sum(dim=1) / found, counts / last], dim=1
     )
-
-
-def _prepare(name: str, features: Tensor, distance: str) -> Tensor:
-    features = features.float()
-    finite = torch.linalg.vector_norm(features, dim=1).isfinite()
-    if not finite.all():
-        row = int(finite.logical_not().nonzero()[0])
-        raise ValueError(
-            f"rank_metrics: {name} must be finite, with norms that fit float32; "
-            f"{int((~finite).sum())} of {len(finite)} rows are not, the first is row {row}"
-        )
-    return F.normalize(features) if distance == "cosine" else features
-
-
-def _check_features(query: Tensor, gallery: Tensor) -> None:
-    for name, features in (("query_features", query), ("gallery_features", gallery)):
-        if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
-            raise ValueError(
-                f"rank_metrics: {name} must be floating point (N, D) with N, D > 0, "
-                f"got {features.dtype} {tuple(features.shape)}"
-            )
-    if query.shape[1] != gallery.shape[1] or query.device != gallery.device:
-        raise ValueError(
-            "rank_metrics: query and gallery features must have one width and one device, "
-            f"got {query.shape[1]} on {query.device} and {gallery.shape[1]} on {gallery.device}"
-        )
-
-
-def _labels(name: str, values: Labels, features: Tensor) -> Tensor:
-    values = values if isinstance(values, Tensor) else np.array(values)  # a copy: may be read-only
-    labels = torch.as_tensor(values, device=features.device)
-    if labels.shape != features.shape[:1] or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(
-            f"rank_metrics: {name} must be {len(features)} integers, one for each feature, "
-            f"got {labels.dtype} {tuple(labels.shape)}"
-        )
-    return labels.long()
