@@ -81,10 +81,10 @@ def launches(args: argparse.Namespace) -> list[Launch]:
     """The distinct launches of modules at the given stages, in training and evaluation."""
     found: dict[Any, Launch] = {}
 
-    def record(kernel: Kernel, programs: Any, *args: Any, **constants: Any) -> Config:
-        for index, config in enumerate(kernel.fitted_to(args, constants)):
-            named = dict(zip(kernel.function.arg_names, map(_dtype, args), strict=False))
-            named |= constants | {k: v for k, v in config.items() if k in kernel.function.arg_names}
+    def record(kernel: Kernel, programs: Any, **arguments: Any) -> Config:
+        for index, config in enumerate(kernel.fitted_to(arguments)):
+            named = {name: _dtype(value) for name, value in arguments.items()}
+            named |= {k: v for k, v in config.items() if k in kernel.function.arg_names}
             values = tuple(named[name] for name in kernel.function.arg_names)
             options = config.get("num_warps"), config.get("num_stages")
             pairs = zip(kernel.function.params, values, strict=True)

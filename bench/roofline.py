@@ -77,9 +77,9 @@ def launches(shape: Shape, view: str, dtype: str, layout: str) -> dict[str, list
     """Of the passes of a module: evaluation, forward, backward."""
     found: list[Launch] = []
 
-    def record(kernel: Kernel, programs: Any, *args: Any, **constants: Any) -> Config:
-        config = kernel.fitted_to(args, constants)[0]
-        sizes = dict(zip(kernel.function.arg_names, args, strict=False)) | constants | config
+    def record(kernel: Kernel, programs: Any, **arguments: Any) -> Config:
+        config = kernel.fitted_to(arguments)[0]
+        sizes = arguments | config
         name = kernel.function.__name__.removesuffix("_kernel")
         found.append(Launch(name, _operations(name, sizes), _nbytes(kernel, name, sizes)))
         return config

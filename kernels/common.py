@@ -1,6 +1,6 @@
 """What the kernels share: products, normalisation and attention values on load."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -88,13 +88,13 @@ class Gate(NamedTuple):
     norm: Tensor | None = None
 
 
-def gate_arguments(gate: Gate | None, V: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
-    """gate, norm_g and GATED of a kernel that reads `V`."""
+def gate_arguments(gate: Gate | None, V: Tensor) -> dict[str, Any]:
+    """`gate`, `norm_g` and GATED of a kernel that reads `V`."""
     if gate is None:
-        return (V, V), 0  # never read
+        return {"gate": V, "norm_g": V, "GATED": 0}  # never read
     if gate.norm is None:
-        return (gate.values, gate.values), 1
-    return (gate.values, gate.norm), 2
+        return {"gate": gate.values, "norm_g": gate.values, "GATED": 1}
+    return {"gate": gate.values, "norm_g": gate.norm, "GATED": 2}
 
 
 def cdiv(a: int, b: int) -> int:

@@ -16,7 +16,7 @@ from rga_fast.kernels.common import (
     multiply,
     splits,
 )
-from rga_fast.kernels.launch import Kernel, jit, precision
+from rga_fast.kernels.launch import Kernel, jit, precision, strides
 from rga_fast.kernels.statistics import Finish, merged, parts_of_stats, store_stats, summed
 
 
@@ -192,11 +192,11 @@ def embed_fwd(
     parts = parts_of_stats(V, EMBED_FWD, r)
     if r == 0:
         return E, finish(parts, V, 1)
-    on_load, gated = gate_arguments(gate, V)
+    on_load = gate_arguments(gate, V)
     config = EMBED_FWD(
         lambda c: cdiv(r, c["BLOCK_R"]) * cdiv(n, c["BLOCK_N"]) * B,
-        V, *on_load, lowered(weight_e, V), E, parts, *V.stride(), d, n, r,
-        GATED=gated, PRECISION=precision(V),
+        V=V, **on_load, weight_e=lowered(weight_e, V), E=E, parts=parts, **strides(V), d=d, n=n,
+        r=r, PRECISION=precision(V),
     )  # fmt: skip
     return E, finish(parts, V, config["BLOCK_N"])
 
@@ -222,7 +222,7 @@ def embed_bwd_norm(dE: Tensor, E: Tensor, norm_e: Tensor, means_e: Tensor, dx: T
     if r:
         EMBED_BWD_NORM(
             lambda c: cdiv(r, c["BLOCK_R"]) * cdiv(n, c["BLOCK_N"]) * B,
-            dE, E, norm_e, means_e, dx, n, r,
+            dE=dE, E=E, norm_e=norm_e, means_e=means_e, dx=dx, n=n, r=r,
         )  # fmt: skip
     return dx
 
@@ -238,9 +238,9 @@ def embed_bwd_nodes(
     dgate = logit.new_empty(tiles, d)
     config = EMBED_BWD_NODES(
         lambda c: cdiv(d, c["BLOCK_D"]) * cdiv(n, c["BLOCK_N"]) * B,
-        dout, V, logit, norm_l, lowered(weight_e, V), dx, dnodes, dV, dgate,
-        *V.stride(), d, n, r, HAS_DNODES=dnodes.shape[1] > 0, GATED=gated,
-        PRECISION=precision(V),
+        dout=dout, V=V, logit=logit, norm_l=norm_l, weight_e=lowered(weight_e, V), dx=dx,
+        dnodes=dnodes, dV=dV, dgate=dgate, **strides(V), d=d, n=n, r=r,
+        HAS_DNODES=dnodes.shape[1] > 0, GATED=gated, PRECISION=precision(V),
     )  # fmt: skip
     tiles = cdiv(n, config["BLOCK_N"]) if gated else 0
     return dV, dgate[: B * tiles].view(B, tiles, d)
@@ -253,11 +253,11 @@ def embed_bwd_weight(V: Tensor, dx: Tensor, gate: Gate | None = None) -> Tensor:
         return dweight
     shares = splits(B * cdiv(n, 64), cdiv(r, 64) * cdiv(d, 64))
     parts = dweight if shares == 1 else dweight.new_empty(shares, r, d)
-    on_load, gated = gate_arguments(gate, V)
+    on_load = gate_arguments(gate, V)
     EMBED_BWD_WEIGHT(
         lambda c: cdiv(r, c["BLOCK_R"]) * cdiv(d, c["BLOCK_D"]) * shares,
-        V, *on_load, dx, parts, *V.stride(), B, d, n, r, shares,
-        GATED=gated, PRECISION=precision(V),
+        V=V, **on_load, dx=dx, parts=parts, **strides(V), B=B, d=d, n=n, r=r, splits=shares,
+        PRECISION=precision(V),
     )  # fmt: skip
     if shares > 1:
         summed(parts, shares, dweight)

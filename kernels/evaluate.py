@@ -10,7 +10,7 @@ from rga_fast.fused.ops import halves
 from rga_fast.fused.structure import Structure
 from rga_fast.kernels.common import Gate, cdiv, gate_arguments, load_gate, multiply, relu
 from rga_fast.kernels.gate import store_gated
-from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision
+from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision, strides
 from rga_fast.kernels.perceptron import add_hidden_of_relations, hidden_of_psi
 from rga_fast.kernels.relate import Nodes, columns, relations
 
@@ -191,7 +191,7 @@ def _attention(
     r, m, q, k, p, psi_rows = structure.sizes(weights, d)
     folded, table = _folded(V, weights, norms, eps, structure.layers - 2)
     rows = table.shape[1]
-    on_load, gated = gate_arguments(gate, V)
+    on_load = gate_arguments(gate, V)
 
     E = V.new_empty(B, r - psi_rows, n)
     psi = table.new_empty(B * cdiv(psi_rows, EMBED.smallest("BLOCK_R")) * n if psi_rows else 0)
@@ -202,23 +202,23 @@ def _attention(
                 (cdiv(r - psi_rows, g["BLOCK_R"]) + cdiv(psi_rows, g["BLOCK_R"]))
                 * (cdiv(n, g["BLOCK_N"]) * B)
             ),
-            V, *on_load, folded, table, E, psi, *V.stride(), d, n, r - psi_rows, r, rows,
-            GATED=gated, PRECISION=precision(V),
+            V=V, **on_load, folded=folded, table=table, nodes=E, psi=psi, **strides(V), d=d, n=n,
+            q=r - psi_rows, r=r, rows=rows, PRECISION=precision(V),
         )  # fmt: skip
         psi_tiles = cdiv(psi_rows, config["BLOCK_R"])
     nodes = E if structure.embeddings else V
     PQ = V.new_empty(B, m, q)
     if structure.relations:
-        x = Nodes(nodes, nodes.stride(), q, max(structure.embeddings, 1), False)
+        x = Nodes(nodes, q, max(structure.embeddings, 1), False)
         columns(x, table, folded[r * d :].view(m, 2 * n), PQ)
     out = table.new_empty(B, n) if values else torch.empty_like(V)
     block_k = min(power_of_2(k), 64)
     ATTEND(
         lambda g: cdiv(n, g["BLOCK_N"]) * B,
-        V, *on_load, nodes, PQ, psi, weight_h, weight_l, table, out, *V.stride(), *nodes.stride(),
-        d, n, m, q, k, p, r, psi_rows, psi_tiles, rows,
-        VALUES=values, GATED=gated, PRECISION=precision(V),
-        TILES_K=cdiv(k, block_k), BLOCK_K=block_k,
+        V=V, **on_load, nodes=nodes, PQ=PQ, psi=psi, weight_h=weight_h, weight_l=weight_l,
+        table=table, out=out, **strides(V), **strides(nodes, "nodes"), d=d, n=n, m=m, q=q, k=k, p=p,
+        r=r, psi_rows=psi_rows, psi_tiles=psi_tiles, rows=rows, VALUES=values,
+        PRECISION=precision(V), TILES_K=cdiv(k, block_k), BLOCK_K=block_k,
     )  # fmt: skip
     return out
 
@@ -231,7 +231,8 @@ def _folded(
     folded = V.new_empty(sum(w.numel() for w in weights[:count]))
     table = weights[0].new_empty(2, sum(rows))
     FOLD(
-        lambda _: sum(rows), tuple(weights), tuple(norms), folded, table, tuple(eps), tuple(rows),
-        tuple(widths), FOLDED=count, LAYERS=len(weights), ROWS=sum(rows),
+        lambda _: sum(rows),
+        weights=tuple(weights), norms=tuple(norms), folded=folded, table=table, eps=tuple(eps),
+        rows=tuple(rows), widths=tuple(widths), FOLDED=count, LAYERS=len(weights), ROWS=sum(rows),
     )  # fmt: skip
     return folded, table

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rga_fast.kernels.common import Gate, attention_value, cdiv, gate_arguments, load_gate
-from rga_fast.kernels.launch import Kernel, jit
+from rga_fast.kernels.launch import Kernel, jit, strides
 from rga_fast.kernels.statistics import Total, summed
 
 
@@ -119,10 +119,10 @@ GATE_SUM = Kernel(
 def gate_fwd(V: Tensor, logit: Tensor, norm_l: Tensor, gate: Gate | None = None) -> Tensor:
     B, d, n = V.shape
     out = torch.empty_like(V)
-    on_load, gated = gate_arguments(gate, V)
+    on_load = gate_arguments(gate, V)
     GATE_FWD(
         lambda g: cdiv(d, g["BLOCK_D"]) * cdiv(n, g["BLOCK_N"]) * B,
-        V, *on_load, logit, norm_l, out, *V.stride(), d, n, GATED=gated,
+        V=V, **on_load, logit=logit, norm_l=norm_l, out=out, **strides(V), d=d, n=n,
     )  # fmt: skip
     return out
 
@@ -133,10 +133,11 @@ def gate_bwd(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     B, d, n = V.shape
     dlogit, parts = _results(logit, GATE_BWD)
-    on_load, gated = gate_arguments(gate, V)
+    on_load = gate_arguments(gate, V)
     config = GATE_BWD(
         lambda g: cdiv(n, g["BLOCK_N"]) * B,
-        dout, V, *on_load, logit, norm_l, dlogit, parts, *V.stride(), d, n, GATED=gated,
+        dout=dout, V=V, **on_load, logit=logit, norm_l=norm_l, dlogit=dlogit, parts=parts,
+        **strides(V), d=d, n=n,
     )  # fmt: skip
     return dlogit, total(parts, B * cdiv(n, config["BLOCK_N"]), None, 1)
 
@@ -146,8 +147,9 @@ def gate_sum(dgate: Tensor, logit: Tensor, norm_l: Tensor, total: Total) -> tupl
     (B, n), tiles = logit.shape, dgate.shape[1]
     dlogit, parts = _results(logit, GATE_SUM)
     config = GATE_SUM(
-        lambda g: cdiv(n, g["BLOCK_N"]) * B, dgate, logit, norm_l, dlogit, parts, n, tiles
-    )
+        lambda g: cdiv(n, g["BLOCK_N"]) * B,
+        dgate=dgate, logit=logit, norm_l=norm_l, dlogit=dlogit, parts=parts, n=n, tiles=tiles,
+    )  # fmt: skip
     return dlogit, total(parts, B * cdiv(n, config["BLOCK_N"]), None, 1)
 
 

@@ -1,7 +1,7 @@
 """Kernels, the configurations that each is tried with, and how one is chosen."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,33 +34,34 @@ class Kernel:
     def __init__(self, function: Any, blocks: Mapping[str, str], configs: Sequence[Config]) -> None:
         self.function = function
         self.configs = list(configs)
-        self._divided = {b: function.arg_names.index(size) for b, size in blocks.items()}
+        self._divided = dict(blocks)
         self._key = list(dict.fromkeys(blocks.values()))
         self._tuners: dict[Any, Any] = {}
 
-    def __call__(self, programs: Callable[[Config], int], *args: Any, **constants: Any) -> Config:
+    def __call__(self, programs: Callable[[Config], int], **arguments: Any) -> Config:
         """Runs `programs(config)` programs; the configuration that was taken."""
 
         def grid(config: Config) -> tuple[int]:
             return (programs(config),)
 
-        configs = self.fitted_to(args, constants)
+        configs = self.fitted_to(arguments)
         if len(configs) == 1 or _pinned():
-            self.function[grid](*args, **constants, **configs[0])
+            self.function[grid](**arguments, **configs[0])
             return configs[0]
         kind = tuple(tuple(config.items()) for config in configs)
         if kind not in self._tuners:
             self._tuners[kind] = _tuner(self.function, self._key, configs)
         tuner = self._tuners[kind]
-        tuner[grid](*args, **constants)
+        tuner[grid](**arguments)
         return tuner.best_config.all_kwargs()
 
-    def fitted_to(self, args: Sequence[Any], constants: Mapping[str, Any]) -> list[Config]:
+    def fitted_to(self, arguments: Mapping[str, Any]) -> list[Config]:
         """The configurations for these arguments, no block larger than what it divides; only the
         first where products are exact float32."""
-        most = {block: power_of_2(args[index]) for block, index in self._divided.items()}
+        most = {block: power_of_2(arguments[size]) for block, size in self._divided.items()}
         candidates = self.configs
-        if constants.get("PRECISION") == "ieee" and not INTERPRETED.value and not _low(args):
+        exact = arguments.get("PRECISION") == "ieee" and not INTERPRETED.value
+        if exact and not _low(arguments.values()):
             small = {b: min(v, EXACT) for b, v in candidates[0].items() if b.startswith("BLOCK")}
             candidates = [{**small, "num_warps": 8, "num_stages": 2}]
         configs: list[Config] = []
@@ -75,8 +76,8 @@ class Kernel:
         return min(EXACT, *(config[block] for config in self.configs))
 
 
-def _low(args: Sequence[Any]) -> bool:
-    return any(isinstance(a, torch.Tensor) and a.dtype in LOW for a in args)
+def _low(arguments: Iterable[Any]) -> bool:
+    return any(isinstance(a, torch.Tensor) and a.dtype in LOW for a in arguments)
 
 
 def _tuner(function: Any, key: list[str], configs: Sequence[Config]) -> Any:
@@ -101,6 +102,11 @@ def _pinned() -> bool:
         or os.environ.get("RGA_FAST_TRITON_TUNE") == "0"
         or torch.are_deterministic_algorithms_enabled()
     )
+
+
+def strides(tensor: torch.Tensor, name: str = "stride") -> dict[str, int]:
+    """Those of a tensor (B, d, n), as a kernel names them."""
+    return dict(zip((f"{name}_b", f"{name}_d", f"{name}_n"), tensor.stride(), strict=True))
 
 
 def power_of_2(rows: int) -> int:

@@ -114,8 +114,8 @@ def hidden_fwd(
     parts = parts_of_stats(z.Z, HIDDEN_FWD, k)
     config = HIDDEN_FWD(
         lambda g: cdiv(k, g["BLOCK_K"]) * cdiv(n, g["BLOCK_N"]) * B,
-        *z.arguments, psi, norm_z, weight_h, hidden, parts, n, m, k, p,
-        PRECISION=precision(z.Z), **z.constants,
+        **z.arguments, psi=psi, norm_z=norm_z, weight_h=weight_h, hidden=hidden, parts=parts, n=n,
+        m=m, k=k, p=p, PRECISION=precision(z.Z), **z.constants,
     )  # fmt: skip
     return hidden, finish(parts, z.Z, config["BLOCK_N"])
 
@@ -127,6 +127,7 @@ def logit_fwd(
     logit = hidden.new_empty(B, n)
     parts = parts_of_stats(hidden, LOGIT_FWD, 1)
     config = LOGIT_FWD(
-        lambda g: cdiv(n, g["BLOCK_N"]) * B, hidden, norm_h, weight_l, logit, parts, n, k
-    )
+        lambda g: cdiv(n, g["BLOCK_N"]) * B,
+        hidden=hidden, norm_h=norm_h, weight_l=weight_l, logit=logit, parts=parts, n=n, k=k,
+    )  # fmt: skip
     return logit, finish(parts, hidden, config["BLOCK_N"])

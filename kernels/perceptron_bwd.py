@@ -236,8 +236,9 @@ def logit_bwd(
     parts = psi.new_empty(B * cdiv(n, kernel.smallest("BLOCK_N")), 3 * k)
     config = kernel(
         lambda g: cdiv(k, g["BLOCK_K"]) * cdiv(n, g["BLOCK_N"]) * B,
-        *z.arguments, psi, norm_z, weight_h, norm_h, weight_l, logit, norm_l, dlogit, means_l,
-        hidden, dl, parts, n, m, k, p, PRECISION=precision(V), **z.constants,
+        **z.arguments, psi=psi, norm_z=norm_z, weight_h=weight_h, norm_h=norm_h, weight_l=weight_l,
+        logit=logit, norm_l=norm_l, dlogit=dlogit, means_l=means_l, hidden=hidden, dl=dl,
+        parts=parts, n=n, m=m, k=k, p=p, PRECISION=precision(V), **z.constants,
     )  # fmt: skip
     means_h = total(parts, B * cdiv(n, config["BLOCK_N"]), dweight_l, k)
     return Z, hidden, dl, dweight_l, means_h
@@ -259,8 +260,9 @@ def hidden_bwd(
     parts = psi.new_empty(shares, k * (p + m) + 2 * m)
     HIDDEN_BWD(
         lambda g: max(1, cdiv(m, g["BLOCK_M"])) * tiles_k * shares,
-        *z.arguments, psi, norm_z, weight_h, hidden, norm_h, means_h, weight_l, dl, dhidden, parts,
-        B, n, m, k, p, shares, PRECISION=precision(z.Z), BLOCK_K=block_k, TILES_K=tiles_k,
+        **z.arguments, psi=psi, norm_z=norm_z, weight_h=weight_h, hidden=hidden, norm_h=norm_h,
+        means_h=means_h, weight_l=weight_l, dl=dl, dhidden=dhidden, parts=parts, B=B, n=n, m=m, k=k,
+        p=p, splits=shares, PRECISION=precision(z.Z), BLOCK_K=block_k, TILES_K=tiles_k,
         **z.constants,
     )  # fmt: skip
     return dhidden, dweight_h, total(parts, shares, dweight_h, m)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rga_fast.kernels.common import activated, cdiv, load_nodes, lowered, multiply
-from rga_fast.kernels.launch import EXACT, Kernel, jit, power_of_2, precision
+from rga_fast.kernels.launch import EXACT, Kernel, jit, power_of_2, precision, strides
 from rga_fast.kernels.statistics import Finish, merged, parts_of_stats, store_stats
 
 
@@ -20,7 +20,6 @@ class Nodes(NamedTuple):
     """Theta and phi: rows of E, to be normalised, or V itself."""
 
     tensor: Tensor
-    strides: tuple[int, ...]
     q: int
     halves: int
     normalised: bool
@@ -38,7 +37,7 @@ class Nodes(NamedTuple):
 def nodes_of(V: Tensor, E: Tensor, embeddings: int, psi_rows: int) -> Nodes:
     x = E if embeddings else V
     q = E.shape[1] - psi_rows if embeddings else V.shape[1]
-    return Nodes(x, x.stride(), q, 2 if embeddings == 2 else 1, embeddings > 0)
+    return Nodes(x, q, 2 if embeddings == 2 else 1, embeddings > 0)
 
 
 class Relations(NamedTuple):
@@ -50,9 +49,13 @@ class Relations(NamedTuple):
     nodes: Nodes
 
     @property
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> dict[str, Any]:
+        """Of a kernel that reads or recomputes Z; its constants are `constants`."""
         x = self.nodes
-        return self.Z, self.PQ, x.tensor, self.norm_e, *x.strides, x.q, x.rows
+        return {
+            **{"Z": self.Z, "PQ": self.PQ, "nodes": x.tensor, "norm_e": self.norm_e},
+            **{**strides(x.tensor), "q": x.q, "rows": x.rows},
+        }
 
     @property
     def stored(self) -> bool:
@@ -69,7 +72,7 @@ class Relations(NamedTuple):
 
 def of_memory(Z: Tensor, norm_z: Tensor) -> Relations:
     """A Z that is in memory, whatever it was computed from."""
-    return Relations(Z, Z, norm_z, Nodes(Z, Z.stride(), 0, 1, False))
+    return Relations(Z, Z, norm_z, Nodes(Z, 0, 1, False))
 
 
 def rows_kept(V: Tensor, m: int, x: Nodes) -> int:
@@ -259,8 +262,8 @@ def columns(x: Nodes, norm_e: Tensor, weight_z: Tensor, PQ: Tensor) -> None:
     (B, m, _), n = PQ.shape, weight_z.shape[1] // 2
     COLUMNS(
         lambda g: cdiv(m, g["BLOCK_M"]) * cdiv(B * x.c, g["BLOCK_Q"]) * x.halves,
-        x.tensor, norm_e, weight_z, PQ, *x.strides, B, n, m, x.c, x.rows,
-        HALVES=x.halves, NORMALISED=x.normalised, PRECISION=precision(x.tensor),
+        nodes=x.tensor, norm_e=norm_e, weight_z=weight_z, PQ=PQ, **strides(x.tensor), B=B, n=n, m=m,
+        c=x.c, rows=x.rows, HALVES=x.halves, NORMALISED=x.normalised, PRECISION=precision(x.tensor),
     )  # fmt: skip
 
 
@@ -281,6 +284,7 @@ def relate_fwd(
     z = Relations(Z, PQ, norm_e, x)
     config = RELATE_FWD(
         lambda g: cdiv(n, g["BLOCK_N"]) * B,
-        *z.arguments, E, psi, parts, n, m, r, psi_rows, PRECISION=precision(V), **z.constants,
+        **z.arguments, E=E, psi=psi, parts=parts, n=n, m=m, r=r, psi_rows=psi_rows,
+        PRECISION=precision(V), **z.constants,
     )  # fmt: skip
     return PQ, Z, psi, finish(parts, V, config["BLOCK_N"])

@@ -14,7 +14,7 @@ from rga_fast.kernels.common import (
     multiply,
     splits,
 )
-from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision
+from rga_fast.kernels.launch import Kernel, jit, power_of_2, precision, strides
 from rga_fast.kernels.perceptron import load_units_weight
 from rga_fast.kernels.relate import (
     Nodes,
@@ -267,7 +267,8 @@ def relate_bwd(
     if m:
         COLUMNS_BWD(
             lambda g: cdiv(m, g["BLOCK_M"]) * cdiv(x.q, g["BLOCK_Q"]) * B,
-            *z.arguments, norm_z, means_z, weight_h, dhidden, dPQ, n, m, k, p, **constants,
+            **z.arguments, norm_z=norm_z, means_z=means_z, weight_h=weight_h, dhidden=dhidden,
+            dPQ=dPQ, n=n, m=m, k=k, p=p, **constants,
         )  # fmt: skip
         _weight_bwd(x, norm_e, dPQ, dweight_z)
     if not (r or m):
@@ -278,8 +279,9 @@ def relate_bwd(
             (cdiv(x.c, g["BLOCK_Q"]) * (m > 0) + cdiv(psi_rows, g["BLOCK_Q"]))
             * (cdiv(n, g["BLOCK_N"]) * B)
         ),
-        *z.arguments, E, lowered(weight_z, V), dPQ, norm_z, means_z, weight_h, dhidden, dE, dnodes,
-        parts, n, m, x.c, r, psi_rows, k, p, HALVES=x.halves, **constants,
+        **z.arguments, E=E, weight_z=lowered(weight_z, V), dPQ=dPQ, norm_z=norm_z, means_z=means_z,
+        weight_h=weight_h, dhidden=dhidden, dE=dE, dnodes=dnodes, parts=parts, n=n, m=m, c=x.c, r=r,
+        psi_rows=psi_rows, k=k, p=p, HALVES=x.halves, **constants,
     )  # fmt: skip
     return dE, dnodes, dweight_z, total(parts, B * cdiv(n, config["BLOCK_N"]), None, r)
 
@@ -290,8 +292,9 @@ def _weight_bwd(x: Nodes, norm_e: Tensor, dPQ: Tensor, dweight_z: Tensor) -> Non
     parts = dweight_z if shares == 1 else dweight_z.new_empty(shares, *dweight_z.shape)
     RELATE_BWD_WEIGHT(
         lambda g: cdiv(m, g["BLOCK_M"]) * cdiv(n, g["BLOCK_N"]) * x.halves * shares,
-        x.tensor, norm_e, dPQ, parts, *x.strides, B, n, m, x.c, x.rows, shares,
-        HALVES=x.halves, NORMALISED=x.normalised, PRECISION=precision(x.tensor),
+        nodes=x.tensor, norm_e=norm_e, dPQ=dPQ, dweight_z=parts, **strides(x.tensor), B=B, n=n, m=m,
+        c=x.c, rows=x.rows, splits=shares, HALVES=x.halves, NORMALISED=x.normalised,
+        PRECISION=precision(x.tensor),
     )  # fmt: skip
     if shares > 1:
         summed(parts, shares, dweight_z)

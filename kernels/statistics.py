@@ -183,8 +183,8 @@ def merged(parts: Tensor, V: Tensor, block: int) -> Tensor:
     stats = V.new_empty(2, rows, dtype=torch.float32)
     if rows:
         MERGE(
-            lambda c: cdiv(rows, c["BLOCK_R"]), parts, stats, B * tiles, rows, n, tiles,
-            BLOCK_N=block,
+            lambda c: cdiv(rows, c["BLOCK_R"]),
+            parts=parts, stats=stats, count=B * tiles, rows=rows, n=n, tiles=tiles, BLOCK_N=block,
         )  # fmt: skip
     return stats
 
@@ -195,7 +195,11 @@ def summed(parts: Tensor, count: int, first: Tensor | None, rows: int = 0) -> Te
     sums = parts.new_empty(2, rows, dtype=torch.float32)
     if width + 2 * rows:
         to = sums if first is None else first
-        SUM(lambda c: cdiv(width + 2 * rows, c["BLOCK_W"]), parts, to, sums, count, width, 2 * rows)
+        SUM(
+            lambda c: cdiv(width + 2 * rows, c["BLOCK_W"]),
+            parts=parts, first=to, second=sums, count=count, width_first=width, width_second=2 *
+            rows,
+        )  # fmt: skip
     return sums
 
 
@@ -223,8 +227,9 @@ class Stage(NamedTuple):
         if rows:
             TABLE(
                 lambda c: cdiv(rows, c["BLOCK_R"]),
-                parts, tuple(norms), tuple(eps), self.widths, table, tracked, B * tiles, rows,
-                self.begin, self.total, n, tiles, BLOCK_N=block, **self.flags,
+                parts=parts, norms=tuple(norms), eps=tuple(eps), widths=self.widths, table=table,
+                tracked=tracked, count=B * tiles, rows=rows, begin=self.begin, total=self.total,
+                n=n, tiles=tiles, BLOCK_N=block, **self.flags,
             )  # fmt: skip
         return table
 
@@ -238,7 +243,8 @@ class Stage(NamedTuple):
         means = sums.new_empty(2, rows)
         MEANS(
             lambda c: cdiv(width + 2 * rows, c["BLOCK_W"]),
-            parts, sums if first is None else first, sums, means, self.widths, count, width, rows,
-            self.begin, self.total, float(values), **self.flags,
+            parts=parts, first=sums if first is None else first, sums=sums, means=means,
+            widths=self.widths, count=count, width=width, rows=rows, begin=self.begin,
+            total=self.total, values=float(values), **self.flags,
         )  # fmt: skip
         return means

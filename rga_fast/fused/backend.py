@@ -39,7 +39,7 @@ class Backend(NamedTuple):
             power = self.largest.bit_length() - 1
             return f"it supports maps of less than 2^{power} values an image, got {tuple(x.shape)}"
         problem = self.missing()
-        if problem is None and self.capability is not None and x.is_cuda:
+        if problem is None and self.capability is not None and self.device == "cuda":
             problem = _too_old(x.device.index, self.capability)
         return problem
 

@@ -178,7 +178,7 @@ def test_reasons():
 @pytest.mark.skipif(cpp.ERROR is not None, reason="extension not built")
 def test_reasons_of_a_machine(monkeypatch):
     monkeypatch.setattr(cuda, "COMPILED", None)
-    assert cuda.BACKEND.note().startswith("the extension was built without CUDA")
+    assert cuda.BACKEND.note().startswith("the extension has no CUDA kernels")
     monkeypatch.setattr(cuda, "COMPILED", "sm_80")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda.BACKEND.note() == "no CUDA driver with a GPU was found"

@@ -241,7 +241,7 @@ def bench(call, quantiles):
     timed.append(call)
     return [1 / len(timed)] * 3  # the last of the list is the fastest
 
-def run(kernel, *args, **options):
+def run(kernel, **options):
     if kernel is embed.embed_fwd_kernel:
         taken.append(options["BLOCK_R"])
 

@@ -1,5 +1,7 @@
 """Modules under an implementation, against what `reference` specifies."""
 
+from itertools import cycle, islice
+
 import torch
 
 from rga_fast.testing import check_results, make_map, make_rga, move_off_relu_kinks, run
@@ -38,7 +40,7 @@ def draws(
     impl, variant, ablation, dtype, training=True, *, autocast=None, shape=(4, 64, 8, 8), count=5
 ):
     """(actual, baseline, oracle) of some draws, in all layouts."""
-    for seed, layout in enumerate((LAYOUTS + LAYOUTS[:2])[:count]):
+    for seed, layout in zip(range(count), cycle(LAYOUTS)):
         x, dout = (make_map(shape, dtype=dtype, layout=layout, seed=100 * seed + k) for k in (1, 2))
         module = make_rga(shape[1], shape[2:], variant, ablation, seed=seed, down_ratio=2)
         module = move_off_relu_kinks(module, x).to(dtype).train(training)
@@ -48,4 +50,13 @@ def draws(
 
 
 def check_budget(impl, variant, ablation, dtype, training=True, **options) -> None:
-    check_results(list(draws(impl, variant, ablation, dtype, training, **options)))
+    """The median of five draws; where that misses, the median of twenty-one, all other draws.
+
+    The gradients of a perceptron cancel, so that one draw in seven misses by chance, and three of
+    five in 2 % of all cases. Eleven of twenty-one do not, unless an implementation is worse.
+    """
+    every = draws(impl, variant, ablation, dtype, training, count=26, **options)
+    try:
+        check_results(list(islice(every, 5)))
+    except AssertionError:
+        check_results(list(every))
