@@ -1,14 +1,15 @@
 """rga_fast: relation-aware global attention without the n x n affinity matrix.
 
     att = rga_fast.RGA(256, (64, 32))     # a module: (B, 256, 64, 32) -> the same
-    model = rga_fast.fuse(model)          # swaps every published RGA_Module in place
+    model = rga_fast.fuse(model)          # turns every published module into an RGA, in place
 
 Zhang et al., Relation-Aware Global Attention for Person Re-identification, CVPR 2020.
 """
 
 from rga_fast.dispatch import Choice, choose, implementations
 from rga_fast.functional import affinity, attention, relation_embedding
-from rga_fast.modules import RGA, fuse
+from rga_fast.fusing import fuse, unfuse
+from rga_fast.modules import RGA
 from rga_fast.reference import Branch
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "fuse",
     "implementations",
     "relation_embedding",
+    "unfuse",
 ]
 __version__ = "0.1.0"

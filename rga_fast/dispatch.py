@@ -2,15 +2,18 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from rga_fast import validation
-from rga_fast.fused import cpp, cuda, operands, triton
+from rga_fast import exactness, validation
+from rga_fast.fused import cpp, cuda, flops, ops, triton
 from rga_fast.fused.backend import Backend
 from rga_fast.reference import Branch
 
 # The fused implementations, the fastest of a device first.
 FUSED: dict[str, Backend] = {b.name: b for b in (cpp.BACKEND, cuda.BACKEND, triton.BACKEND)}
+for _name in FUSED:
+    flops.register(ops.namespace(_name))
 IMPLEMENTATIONS = ("reference", "torch", *FUSED)
 ARGUMENTS = ("auto", *IMPLEMENTATIONS)
 
@@ -39,26 +42,37 @@ def implementations() -> list[Implementation]:
     ]
 
 
-def choose(impl: str, x: Tensor, branch: Branch | None = None) -> Choice:
-    """The implementation that `impl` means for the input `x` (and the layers of `branch`).
+def choose(impl: str, x: Tensor, *branches: Branch) -> Choice:
+    """The implementation that `impl` means for the input `x` (and the layers of `branches`).
 
-    A named implementation is taken at its word. "auto" takes the fastest that supports the input.
+    A named implementation is taken at its word. "auto" takes the fastest that supports the input;
+    "reference" where layers are not what the others compute, see `rga_fast.exactness`.
 
     Raises:
         ValueError: for a name that is none of `ARGUMENTS`.
         RuntimeError: for a named implementation that was not built; quotes the import error.
-        NotImplementedError: for one that does not support the input; says what it supports.
+        NotImplementedError: for one that does not support the input or the layers; says what it
+            supports.
     """
     validation.check_choice("rga_fast", "impl", impl, ARGUMENTS)
-    if impl in ("reference", "torch"):
+    if impl == "reference":
+        return Choice(impl, "asked for by name")
+    inexact = next((p for p in map(exactness.problem, branches) if p is not None), None)
+    if inexact is not None:
+        if impl == "auto":
+            return Choice("reference", f"the layers run as modules: {inexact}")
+        raise NotImplementedError(
+            f"rga_fast: impl={impl!r} cannot run here: {inexact}; impl='reference' runs the layers "
+            "as modules"
+        )
+    if impl == "torch":
         return Choice(impl, "asked for by name")
     problems = []
+    surrounding = _surrounding()
     for backend in FUSED.values():
         if impl not in ("auto", backend.name):
             continue
-        problem = backend.problem(x)
-        if problem is None and branch is not None:
-            problem = operands.unsupported(branch)
+        problem = backend.problem(x) or surrounding
         if impl == backend.name:
             _check_named(backend, problem)
             return Choice(impl, "asked for by name")
@@ -69,6 +83,16 @@ def choose(impl: str, x: Tensor, branch: Branch | None = None) -> Choice:
     if x.device.type == "cpu":
         cpp.warn_where_missing()
     return Choice("torch", "; ".join(["plain PyTorch runs on every device", *problems]))
+
+
+@ops.constant
+def _surrounding() -> str | None:
+    """What around the call takes operations of PyTorch alone."""
+    if torch._C._are_functorch_transforms_active():
+        return "transforms of torch.func (grad, vmap, ...) take impl='torch'"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace takes impl='torch'"
+    return None
 
 
 def _check_named(backend: Backend, problem: str | None) -> None:

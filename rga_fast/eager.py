@@ -93,7 +93,7 @@ def _product_dtype(
     device, dtype = factors[0].device.type, factors[0].dtype
     if dtype == torch.float64:
         return list(factors), dtype, nullcontext()
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     if device != "cpu" or dtype == torch.float32:
         return list(factors), dtype, nullcontext()

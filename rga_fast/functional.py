@@ -62,7 +62,7 @@ def attention(x: Tensor, branch: Branch, impl: str = "auto") -> Tensor:
     Returns:
         (B, C, H, W), in the layout of `x`.
     """
-    return _run(x, branch, dispatch.choose(impl, x, branch).impl)
+    return in_turn(x, [branch], dispatch.choose(impl, x, branch).impl)
 
 
 def attention_values(x: Tensor, branch: Branch) -> Tensor:
@@ -79,19 +79,10 @@ def attention_values(x: Tensor, branch: Branch) -> Tensor:
     return reference.spread(torch.sigmoid(logit), x, branch.view)
 
 
-def in_turn(x: Tensor, branches: Sequence[Branch], impl: str) -> Tensor:
-    """`attention` by one branch after the other."""
-    chosen = [dispatch.choose(impl, x, branch).impl for branch in branches]
-    if len(set(chosen)) == 1 and chosen[0] in dispatch.FUSED:
-        return fused.attention(x, branches, chosen[0])
-    for branch, name in zip(branches, chosen, strict=True):
-        x = _run(x, branch, name)
+def in_turn(x: Tensor, branches: Sequence[Branch], chosen: str) -> Tensor:
+    """One branch after the other, by the implementation that was chosen."""
+    if chosen in dispatch.FUSED:
+        return fused.attention(x, branches, chosen)
+    for branch in branches:
+        x = (reference if chosen == "reference" else eager).attention(x, branch)
     return x
-
-
-def _run(x: Tensor, branch: Branch, name: str) -> Tensor:
-    if name == "reference":
-        return reference.attention(x, branch)
-    if name == "torch":
-        return eager.attention(x, branch)
-    return fused.attention(x, [branch], name)

@@ -1,12 +1,12 @@
-"""The attention as a module, and its place in models that already hold the published one."""
+"""The attention as a module."""
 
 import math
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from rga_fast import dispatch, functional, validation
+from rga_fast import dispatch, exactness, functional, reference, validation
 from rga_fast.reference import Branch
 
 VARIANTS = {
@@ -112,17 +112,42 @@ class RGA(nn.Module):
         return Branch(view, theta, phi, psi, relation, weight)
 
     def choose(self, x: Tensor) -> dispatch.Choice:
-        """The implementation that would run for `x`, and why."""
-        return dispatch.choose(self.impl, x)
+        """The implementation that `forward` takes for `x`, and why.
+
+        Raises:
+            RuntimeError, NotImplementedError: as `rga_fast.choose`.
+        """
+        return dispatch.choose(self.impl, x, *self._branches())
 
     def forward(self, x: Tensor) -> Tensor:
-        first = VARIANTS[self.variant][0]
-        validation.check_map(x, self.channels, self.size, getattr(self, f"W_{first}")[0].weight)
-        branches = [self.branch(view) for view in VARIANTS[self.variant]]
+        if isinstance(x, fx.Proxy):
+            return self._traced(x)
+        validation.check_map(x, self.channels, self.size)
+        branches = self._branches()
+        chosen = dispatch.choose(self.impl, x, *branches).impl
+        if chosen != "reference" or exactness.problem(branches[0]) is None:
+            # Other layers may keep their weights elsewhere until they run. Parametrised ones are
+            # not read here: to read is to compute.
+            weight = branches[0].perceptron[0]._parameters.get("weight")
+            if weight is not None:
+                validation.check_alike("RGA", "x", x, "the module's weights", weight)
         if self.variant == "s//c":
-            spatial, channel = (functional.attention(x, b, self.impl) for b in branches)
+            spatial, channel = (functional.in_turn(x, [b], chosen) for b in branches)
             return (spatial + channel) / 2
-        return functional.in_turn(x, branches, self.impl)
+        return functional.in_turn(x, branches, chosen)
+
+    def _branches(self) -> list[Branch]:
+        return [self.branch(view) for view in VARIANTS[self.variant]]
+
+    def _traced(self, x: fx.Proxy) -> Any:
+        """Symbolic tracing: the module is one node; where it is the root, its layers are nodes."""
+        tracer = cast(fx.Tracer, x.tracer)
+        if path := tracer.path_of_module(self):
+            return tracer.create_proxy("call_module", path, (x,), {})
+        outs: list[Any] = [x]
+        for branch in self._branches():
+            outs.append(reference.attention(outs[0 if self.variant == "s//c" else -1], branch))
+        return (outs[1] + outs[2]) / 2 if self.variant == "s//c" else outs[-1]
 
     @torch.no_grad()
     def attention_values(self, x: Tensor) -> dict[str, Tensor]:
@@ -152,71 +177,6 @@ class RGA(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, {self.size}, variant={self.variant!r}, impl={self.impl!r}"
-
-
-def fuse(model: nn.Module, impl: str = "auto") -> nn.Module:
-    """Swaps every published `RGA_Module` in `model` for an `RGA` that holds the same layers.
-
-    In place: parameters, buffers, hooks of the layers, training mode and `state_dict` keys stay as
-    they are, so optimisers and checkpoints go on working.
-
-    Args:
-        model: any module; its `RGA_Module`s are recognised by the name of their class.
-        impl: for the new modules, see `RGA`.
-
-    Returns:
-        `model`, or its replacement where `model` itself is an `RGA_Module`.
-
-    Raises:
-        ValueError: if there is none in it.
-    """
-    if _is_published(model):
-        return _fused(model, impl)
-    swaps = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()  # `named_children` skips repeated ones
-        if child is not None and _is_published(child)
-    ]
-    if not swaps:
-        raise ValueError("fuse: the model holds no RGA_Module")
-    fused = {child: _fused(child, impl) for _, _, child in swaps}  # a shared module stays shared
-    for parent, name, child in swaps:
-        setattr(parent, name, fused[child])
-    return model
-
-
-def _is_published(module: nn.Module) -> bool:
-    return type(module).__name__ == "RGA_Module"
-
-
-def _fused(old: nn.Module, impl: str) -> RGA:
-    layers = {name: cast(nn.Sequential, layer) for name, layer in old.named_children()}
-    spatial, channel = "W_spatial" in layers, "W_channel" in layers
-    if "gx_spatial" in layers and "gg_spatial" in layers:
-        channels, positions = _inputs(layers["gx_spatial"]), _inputs(layers["gg_spatial"]) // 2
-    elif "gx_channel" in layers and "gg_channel" in layers:
-        positions, channels = _inputs(layers["gx_channel"]), _inputs(layers["gg_channel"]) // 2
-    else:
-        raise ValueError(
-            "fuse: an RGA_Module must have the layers gx_* and gg_* of its branches, "
-            f"got {', '.join(layers) or 'none'}"
-        )
-    variant = "sc" if spatial and channel else ("s" if spatial else "c")
-    new = RGA(channels, positions, variant, impl=impl, device="meta")
-    expected = [name for name, _ in new.named_children()]
-    if sorted(layers) != sorted(expected):
-        raise ValueError(
-            f"fuse: an RGA_Module of variant {variant!r} must have the layers "
-            f"{', '.join(sorted(expected))}, got {', '.join(sorted(layers))}"
-        )
-    for name in expected:
-        setattr(new, name, layers[name])
-    return new.train(old.training)
-
-
-def _inputs(layer: nn.Sequential) -> int:
-    return cast(nn.Conv2d, layer[0]).in_channels
 
 
 def _checked_size(size: tuple[int, int] | int) -> tuple[int, int] | int:

@@ -41,7 +41,7 @@ def gate(x: Tensor, logit: Tensor, view: str) -> Tensor:
 
 def spread(a: Tensor, x: Tensor, view: str) -> Tensor:
     """A value per node (B, 1, n), in a shape that broadcasts over the features of the map `x`."""
-    return a.view(-1, 1, *x.shape[2:]) if view == "spatial" else a.view(-1, x.shape[1], 1, 1)
+    return a.unflatten(-1, x.shape[2:]) if view == "spatial" else a.transpose(1, 2)[..., None]
 
 
 def apply(layer: nn.Sequential, V: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ def check_alike(name: str, argument: str, tensor: Tensor, like: str, other: Tens
         )
 
 
-def check_map(x: Tensor, channels: int, size: tuple[int, int] | int, weight: Tensor) -> None:
-    """A feature map for a module built for `channels` and `size`, on the device of its weights."""
+def check_map(x: Tensor, channels: int, size: tuple[int, int] | int) -> None:
+    """A feature map for a module built for `channels` and `size`."""
     check_floating("RGA", "x", x)
     if x.dim() != 4:
         raise ValueError(f"RGA: x must be (B, C, H, W), got {tuple(x.shape)}")
@@ -39,7 +39,6 @@ def check_map(x: Tensor, channels: int, size: tuple[int, int] | int, weight: Ten
         raise ValueError(
             f"RGA: x must be {expected}, the size the module was built for, got {tuple(x.shape)}"
         )
-    check_alike("RGA", "x", x, "the module's weights", weight)
 
 
 def check_embeddings(name: str, theta: Tensor, phi: Tensor) -> None:

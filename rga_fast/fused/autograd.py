@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rga_fast import reference
 from rga_fast.fused import ops, pair, staged, whole
+from rga_fast.fused.once import differentiable_once
 from rga_fast.fused.operands import Layers, Plan, PreparedBranch, prepare, track
 from rga_fast.fused.shapes import Saved
 from rga_fast.reference import Branch
@@ -30,13 +30,16 @@ def attention(x: Tensor, branches: Sequence[Branch], impl: str) -> Tensor:
     All branches are prepared before the first operator and tracked after the last: interleaving
     Python with kernels evicts the interpreter's working set, and costs several times as much.
 
-    Precondition: `rga_fast.fused.operands.unsupported(branch)` is None.
+    Precondition: `rga_fast.exactness.problem(branch)` is None.
 
     Raises:
         ValueError: in training, for a single value per channel.
     """
     dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    x = x if dense else x.contiguous()
+    if not dense:
+        by_channels = x.stride(1) == 1 and x.shape[1] > 1
+        format = torch.channels_last if by_channels else torch.contiguous_format
+        x = x.contiguous(memory_format=format)
     prepared = [prepare(x, branch, impl) for branch in branches]
     if not _learns(x, prepared):
         return _evaluate(x, prepared)
@@ -145,7 +148,7 @@ class _Attention(torch.autograd.Function):
         return x, *statistics
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, dout: Tensor | None, *_: Any) -> Any:
         segments: Sequence[_Segment] = ctx.segments
         need_dx, _, *needed = ctx.needs_input_grad

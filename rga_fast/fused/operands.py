@@ -66,22 +66,6 @@ class PreparedBranch(NamedTuple):
     layers: Layers
 
 
-def unsupported(branch: Branch) -> str | None:
-    """Why the fused operators cannot run the layers of `branch`; None where they can."""
-    kinds = (nn.Conv2d, _BatchNorm, nn.ReLU)
-    expected = [(layer, kinds) for layer in branch[1:5] if layer is not None]
-    for layer, types in [*expected, (branch.perceptron, (*kinds, *kinds[:2]))]:
-        steps = tuple(cast(nn.Sequential, layer))
-        if len(steps) != len(types) or not all(map(isinstance, steps, types)):
-            return (
-                "the fused operators support layers of 1x1 convolution, batch normalisation and "
-                f"ReLU, got {', '.join(type(step).__name__ for step in steps)}"
-            )
-        if any(step.bias is not None for step in steps if isinstance(step, nn.Conv2d)):
-            return "the fused operators support convolutions without bias"
-    return None
-
-
 def prepare(x: Tensor, branch: Branch, impl: str) -> PreparedBranch:
     """What the operators of `impl` need of `branch` for the map `x`."""
     convolutions, norms = _modules(branch)

@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 
 import rga_fast
 from rga_fast.testing import (
@@ -204,45 +203,6 @@ def test_size_as_the_number_of_positions():
     assert module(torch.randn(2, 8, 3, 4)).shape == (2, 8, 3, 4)
     with pytest.raises(ValueError, match=r"\(B, 8, H, W\) with H \* W = 12"):
         module(torch.randn(2, 8, 3, 3))
-
-
-class RGA_Module(nn.Module):
-    """A stand-in with the published module's class name and layers."""
-
-    def __init__(self, module: rga_fast.RGA) -> None:
-        super().__init__()
-        for name, layer in module.named_children():
-            setattr(self, name, copy.deepcopy(layer))
-
-
-@pytest.mark.parametrize("variant", ["s", "c", "sc"])
-def test_fuse_swaps_in_place(variant):
-    original = make_rga(8, (3, 4), variant)
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(RGA_Module(original)))
-    state = {name: value.data_ptr() for name, value in model.state_dict().items()}
-    model.eval()
-    assert rga_fast.fuse(model) is model
-    assert isinstance(model[1][0], rga_fast.RGA)
-    assert not model[1][0].training
-    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == state
-    x = make_map((2, 8, 3, 4))
-    torch.testing.assert_close(model[1][0](x), original.eval()(x))
-
-
-def test_fuse_of_a_module_itself_and_of_shared_modules():
-    published = RGA_Module(make_rga(8, (3, 4)))
-    assert isinstance(rga_fast.fuse(published, impl="torch"), rga_fast.RGA)
-    model = rga_fast.fuse(nn.Sequential(published, published))
-    assert model[0] is model[1]
-
-
-def test_fuse_says_what_it_missed():
-    with pytest.raises(ValueError, match="holds no RGA_Module"):
-        rga_fast.fuse(nn.Linear(2, 2))
-    incomplete = RGA_Module(make_rga(8, (3, 4), "s"))
-    del incomplete.phi_spatial
-    with pytest.raises(ValueError, match=r"must have the layers .*phi_spatial.*got"):
-        rga_fast.fuse(nn.Sequential(incomplete))
 
 
 def test_choose_says_which_and_why():

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rga_fast.exactness import computes_as_sync_batch_norm
+
 
 def synchronised(model: nn.Module) -> nn.Module:
     """`model` with every batch normalisation synchronised: same parameters, same `state_dict`."""
@@ -21,6 +23,7 @@ def synchronised(model: nn.Module) -> nn.Module:
     return model
 
 
+@computes_as_sync_batch_norm
 class SyncBatchNorm(nn.SyncBatchNorm):
     """`torch.nn.SyncBatchNorm` on a GPU; on a CPU, which that refuses, the same in plain PyTorch.
 
