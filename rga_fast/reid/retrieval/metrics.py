@@ -129,9 +129,10 @@ def summary(scores: QueryScores) -> RankMetrics:
             "gallery under a camera other than the query's"
         )
     columns = [(scores.first <= k).double() for k in (1, 5, 10)]
-    means = torch.stack([*columns, scores.ap, scores.inp], dim=1)[valid].mean(dim=0).tolist()
+    means = torch.stack([*columns, scores.ap, scores.inp], dim=1)[valid].mean(dim=0)
+    rank1, rank5, rank10, mAP, mINP = means.tolist()
     count = int(valid.sum())
-    return RankMetrics(*means, count, len(valid) - count)
+    return RankMetrics(rank1, rank5, rank10, mAP, mINP, count, len(valid) - count)
 
 
 def cmc(scores: QueryScores, length: int) -> Tensor:
