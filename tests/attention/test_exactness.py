@@ -195,7 +195,7 @@ def test_named_implementations_name_what_stands_there(change, impl):
 
 @pytest.mark.parametrize(
     "change",
-    ["forward hook", "folded normalisation", "forward of an object", "own activation"],
+    ["forward hook", "appended layer", "forward of an object", "own activation"],
 )
 def test_changes_are_noticed_after_a_call_and_when_they_are_taken_back(change):
     module, x = make_rga(*SIZE).eval(), make_map(X)
