@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import rga_fast
-from rga_fast import functional, testing
+from rga_fast import eager, testing
 from rga_fast.fused import cpp
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
@@ -101,8 +101,8 @@ class WrongGradient(torch.autograd.Function):
     ids=["output", "gradient"],
 )
 def test_a_wrong_result_is_not_timed(bench, tmp_path, capsys, monkeypatch, wrong, green):
-    right = functional._attention
-    monkeypatch.setattr(functional, "_attention", lambda x, branch: wrong(right(x, branch)))
+    right = eager.attention
+    monkeypatch.setattr(eager, "attention", lambda x, branch: wrong(right(x, branch)))
     path = tmp_path / "rows.json"
     assert bench.main([*RUN, "reference,torch", "--json", str(path)]) == 1
     rows = json.loads(path.read_text())
@@ -115,7 +115,7 @@ def out_of_registers(*args):
 
 
 def test_what_fails_to_run_costs_no_other_its_rows(bench, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(functional, "_attention", out_of_registers)
+    monkeypatch.setattr(eager, "attention", out_of_registers)
     path = tmp_path / "rows.json"
     options = ["--passes", "eval", "--json", str(path)]
     assert bench.main([*RUN, "torch,reference", *options]) == 1
@@ -290,8 +290,8 @@ def test_price_of_attention(step, tmp_path):
 
 
 def test_a_wrong_network_is_not_timed(step, tmp_path, monkeypatch, capsys):
-    right = functional._attention
-    monkeypatch.setattr(functional, "_attention", lambda x, branch: right(x, branch) * 1.001)
+    right = eager.attention
+    monkeypatch.setattr(eager, "attention", lambda x, branch: right(x, branch) * 1.001)
     path = tmp_path / "rows.json"
     assert step.main([*STEP, "--passes", "eval", "--impl", "torch", "--json", str(path)]) == 1
     assert [row["impl"] for row in json.loads(path.read_text())] == ["no attention"]
@@ -299,10 +299,10 @@ def test_a_wrong_network_is_not_timed(step, tmp_path, monkeypatch, capsys):
 
 
 def test_a_network_that_fails_to_train_costs_no_other_its_rows(step, tmp_path, monkeypatch, capsys):
-    right = functional._attention
+    right = eager.attention
     monkeypatch.setattr(
-        functional,
-        "_attention",
+        eager,
+        "attention",
         lambda *args: (out_of_registers if torch.is_grad_enabled() else right)(*args),
     )
     path = tmp_path / "rows.json"

@@ -276,7 +276,7 @@ def people(tmp_path_factory):
 @pytest.mark.parametrize("name", BRIEF)
 def test_every_system_trains(name, people):
     config = RECIPES["small"].replace(
-        attention=name, height=32, width=16, base_width=8, identities_per_batch=4
+        attention=name, stages=(1, 2), height=32, width=16, base_width=8, identities_per_batch=4
     )
     torch.manual_seed(0)
     training = Training(make_network(config, 4), config, torch.device("cpu"))
