@@ -133,7 +133,7 @@ def make_network(config: Config, num_classes: int) -> ReidNet:
     """The network that a configuration describes, freshly initialised."""
     options: dict[str, Any] = {}
     if config.attention in rga.SYSTEMS:  # the others are as published
-        names = ("impl", "gate_bias", "spatial_ratio", "channel_ratio", "down_ratio")
+        names = ("impl", "zero_init_gate", "spatial_ratio", "channel_ratio", "down_ratio")
         options = {name: getattr(config, name) for name in names}
     return ReidNet(
         config.arch,

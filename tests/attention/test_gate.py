@@ -22,25 +22,25 @@ def test_published_start_halves():
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch", "auto"])
-def test_open_gate_passes_the_map(impl):
-    module = RGA(8, (4, 3), gate_bias=40.0, impl=impl, dtype=torch.float64)
+def test_zero_initialised_gate_is_one_half(impl):
+    module = RGA(8, (4, 3), zero_init_gate=True, impl=impl, dtype=torch.float64)
     x = make_map((3, 8, 4, 3), dtype=torch.float64)
-    torch.testing.assert_close(module(x), x, rtol=1e-12, atol=0)
+    torch.testing.assert_close(module(x), x / 4)  # two branches
 
 
-def test_gate_bias_changes_no_other_parameter():
+def test_zero_initialised_gate_learns():
+    module = RGA(8, (4, 3), zero_init_gate=True)
+    module(make_map((3, 8, 4, 3))).square().sum().backward()
+    assert all(norm.weight.grad.abs().item() > 0 for norm in last_norms(module))
+
+
+def test_zero_init_changes_no_other_parameter():
     torch.manual_seed(0)
     published = RGA(8, (4, 3)).state_dict()
     torch.manual_seed(0)
-    opened = RGA(8, (4, 3), gate_bias=4.0).state_dict()
-    differ = {name for name in published if not torch.equal(published[name], opened[name])}
-    assert differ == {"W_spatial.4.bias", "W_channel.4.bias"}
-
-
-@pytest.mark.parametrize("bias", [float("nan"), float("inf")])
-def test_gate_bias_must_be_finite(bias):
-    with pytest.raises(ValueError, match="RGA: gate_bias must be finite, got"):
-        RGA(8, (4, 3), gate_bias=bias)
+    constant = RGA(8, (4, 3), zero_init_gate=True).state_dict()
+    differ = {name for name in published if not torch.equal(published[name], constant[name])}
+    assert differ == {"W_spatial.4.weight", "W_channel.4.weight"}
 
 
 @pytest.mark.parametrize(("variant", "ablation"), ALL_VARIANTS)
