@@ -1,4 +1,4 @@
-"""Attention that begins open or as published, and how its attention values are recorded."""
+"""Attention that begins constant or as published, and how its attention values are recorded."""
 
 import copy
 
@@ -24,8 +24,8 @@ def first_loss(net: ReidNet, images: torch.Tensor) -> float:
 
 
 def test_constant_attention_begins_with_the_loss_of_no_attention():
-    """But for the epsilon of the normalisations that take its factor out, one after each stage here;
-    the published start is another network."""
+    """But for the epsilon of the normalisations that take its factor out; the published start is
+    another network."""
     images = torch.randn(8, 3, 32, 16, dtype=torch.float64)
     baseline = network("none")
     expected = first_loss(copy.deepcopy(baseline), images)
@@ -55,9 +55,8 @@ def test_statistics_name_stage_and_branch(attention, views):
 
 def test_a_run_records_its_gates(market, tmp_path):
     out = tmp_path / "run"
-    assert (
-        run("train", "--fused", "--data", market, *SMALL, "--out", out, "zero_init_gate=false") == 0
-    )
+    options = ["--fused", "--data", market, "--out", out, *SMALL, "zero_init_gate=false"]
+    assert run("train", *options) == 0
     recorded = rows(out, "gate1_spatial_mean")
     assert [row["epoch"] for row in recorded] == [1, 2]
     assert 0.3 < recorded[-1]["gate1_spatial_mean"] < 0.7
