@@ -232,14 +232,15 @@ def test_offloaded_weights():
 
 
 def test_initialised_on_the_meta_device():
-    original, x = make_rga(*SIZE), make_map(X)
+    original, x = make_rga(*SIZE).double(), make_map(X, dtype=torch.float64)
     with torch.device("meta"):
-        module = rga_fast.RGA(*SIZE)
+        module = rga_fast.RGA(*SIZE, dtype=torch.float64)
     assert module(x.to("meta")).is_meta
     module.load_state_dict(original.state_dict(), assign=True)
     assert module.choose(x).impl == "cpp"
-    for name, value in run(original, x, x, "reference").items():
-        torch.testing.assert_close(run(module, x, x, "auto")[name], value, rtol=1e-4, atol=1e-5)
+    found, expected = run(module, x, x, "auto"), run(original, x, x, "reference")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
 @pytest.mark.slow
