@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 
+import processes
 import pytest
 import torch
 from torch import nn
@@ -14,7 +15,6 @@ import rga_fast
 from rga_fast import fuse_demo
 from rga_fast.fuse_demo import RelationAttention
 from rga_fast.testing import make_map, make_rga
-from tests.helpers import processes
 
 SIZE = (16, (4, 6))
 X = (3, 16, 4, 6)

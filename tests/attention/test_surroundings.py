@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import parity
+import processes
 import pytest
 import torch
 from torch import fx, nn
@@ -14,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rga_fast
 from rga_fast.testing import make_map, make_rga, run
-from tests.helpers import processes
 
 SIZE = (16, (4, 6))
 X = (3, 16, 4, 6)
