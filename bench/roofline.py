@@ -6,8 +6,8 @@
 
 The launchers run on the meta device, so no GPU is needed. A launch takes the longer of its products
 / `--rate` and its bytes / `--bandwidth`, everything that it needs being read from memory once, and
-launching costs nothing. No kernels of this cut can be faster. The limit beside it, for any cut, is
-that of docs/design.md.
+launching costs nothing. No kernels of these launches can be faster. The limit beside it, whatever
+the launches, is that of docs/design.md.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def _share(kernel: Kernel, name: str, label: str, sizes: Sizes) -> float:
 
 
 def limits(shape: Shape, args: argparse.Namespace) -> dict[str, float]:
-    """Microseconds of evaluation and training step in any cut (docs/design.md), both branches."""
+    """Microseconds of evaluation and training step, both branches (docs/design.md)."""
     C, H, W = shape
     operations = 0.0
     for d, n in ((C, H * W), (H * W, C)):
@@ -184,7 +184,7 @@ def plot(path: Path, args: argparse.Namespace) -> None:
     for name, colour in (("evaluation", "#1f77b4"), ("training step", "#2ca02c")):
         axes.plot(n, [t[name][0] / 1e3 for _, t in found], ".-", color=colour, label=name)
         limit = [values[name] / 1e3 for values, _ in found]
-        axes.plot(n, limit, ":", color=colour, label="its limit in any cut")
+        axes.plot(n, limit, ":", color=colour, label="its limit in any launches")
     axes.set(xscale="log", yscale="log", xlabel="nodes n = H W", ylabel="time on paper (ms)")
     axes.set_xticks(n, map(str, n))
     axes.minorticks_off()

@@ -10,10 +10,8 @@ import rga_fast
 from rga_fast.testing import (
     ABLATIONS,
     ALL_VARIANTS,
-    check_results,
     make_map,
     make_rga,
-    move_off_relu_kinks,
     run,
 )
 
@@ -111,14 +109,12 @@ def test_frozen_parameters_get_no_gradient(frozen):
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 @pytest.mark.slow
 def test_compiles_as_one_graph(impl, training):
-    """Training in float64: in float32 the rounding of compiled code is narrowly over the budget."""
-    x, dout = make_map((3, 16, 4, 3), seed=1), make_map((3, 16, 4, 3), seed=2)
+    """In float64: in float32 the rounding of compiled code is narrowly over the budget."""
+    shape, dtype = (3, 16, 4, 3), torch.float64
+    x, dout = make_map(shape, seed=1, dtype=dtype), make_map(shape, seed=2, dtype=dtype)
     module = make_rga(16, (4, 3), "s" if training else "sc")  # training takes long to compile
-    module = move_off_relu_kinks(module, x).float().train(training)
-    oracle = run(copy.deepcopy(module).double(), x.double(), dout.double(), "reference")
-    baseline = run(module, x, dout, "reference")
-    if training:
-        module, x, dout = module.double(), x.double(), dout.double()
+    module = module.double().train(training)
+    oracle = run(module, x, dout, "reference")
     module.impl = impl
     compiled = torch.compile(copy.deepcopy(module), fullgraph=True, dynamic=False)
     leaf = x.clone().requires_grad_()
@@ -127,9 +123,6 @@ def test_compiles_as_one_graph(impl, training):
     results = {"out": out.detach(), "dx": leaf.grad}
     results |= {f"d{k}": p.grad for k, p in compiled._orig_mod.named_parameters()}
     results |= dict(compiled._orig_mod.named_buffers())
-    if not training:
-        check_results([(results, baseline, oracle)])
-        return
     assert results.keys() == oracle.keys()
     for name, value in oracle.items():
         torch.testing.assert_close(results[name], value, rtol=1e-9, atol=1e-12, msg=name)
