@@ -26,7 +26,7 @@ RANKS = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 
 def room_of(module: str) -> str:
     """`rga_fast.reid.data.images` -> `data`."""
-    if module in ("rga_fast.cli", "rga_fast.__main__"):
+    if module == "rga_fast.__main__" or module.startswith("rga_fast.cli"):
         return "the command line"
     if not module.startswith("rga_fast.reid."):
         return "the attention"
