@@ -166,6 +166,9 @@ class Config:
     translate: float = declare(0.5, "probability of a random translation", range=PROBABILITY)
     flip: float = declare(0.5, "probability of a horizontal flip", range=PROBABILITY)
     erase: float = declare(0.5, "probability of random erasing", range=PROBABILITY)
+    jitter: float = declare(
+        0.0, "probability of random brightness, contrast and saturation", range=PROBABILITY
+    )
 
     eval_every: int = declare(
         40, "epochs between evaluations; the last epoch is always evaluated", range=POSITIVE_INTEGER

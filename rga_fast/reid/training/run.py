@@ -130,7 +130,12 @@ def _train(
         images,
         data.train.labels,
         sampler,
-        Augmentation(translate=config.translate, flip=config.flip, erase=config.erase),
+        Augmentation(
+            translate=config.translate,
+            flip=config.flip,
+            erase=config.erase,
+            jitter=config.jitter,
+        ),
         device=device,
         seed=config.seed,
         workers=config.readers,
