@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
 
     from rga_fast.reid.checkpoint import open_trained
     from rga_fast.reid.console import console, progress
+    from rga_fast.reid.data.datasets import require_evaluation
     from rga_fast.reid.data.images import cache_note
     from rga_fast.reid.data.source import open_source
     from rga_fast.reid.files import write_file
@@ -51,7 +52,8 @@ def run(options: argparse.Namespace) -> None:
     rerank = None if options.rerank is None else Reranking.parse(options.rerank)
     network, config, epoch = open_trained(options.checkpoint, impl=options.impl)
     paths = config.data if options.data is None else options.data
-    data = open_source(paths, boxes=config.boxes, train_on_val=config.train_on_val)
+    data = open_source(paths, **config.reading)
+    require_evaluation(data)
     if config.cache == "memory":
         console.print(cache_note(config.cache, (data.query, data.gallery), config.size))
     with progress("decoding images") as bar:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)  # what writing to such a place gives
 
 Content = str | bytes | memoryview | Callable[[Path], object]
 
@@ -76,7 +79,7 @@ def user_cache() -> Path:
     try:
         return Path.home() / ".cache" / "rga_fast"
     except RuntimeError:  # containers run under numbers that no user has
-        return Path(tempfile.gettempdir()) / f"rga_fast-{os.getuid()}"
+        return Path(tempfile.gettempdir()) / f"rga_fast-{getattr(os, 'getuid', int)()}"
 
 
 def size_text(nbytes: int) -> str:
