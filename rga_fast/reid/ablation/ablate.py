@@ -12,6 +12,7 @@ from rga_fast.reid.ablation.runs import check_folders, train_all
 from rga_fast.reid.ablation.table import SystemRow, ablation_table, read_rows, write_tables
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import console
+from rga_fast.reid.data.datasets import require_evaluation
 from rga_fast.reid.data.source import open_source
 from rga_fast.reid.distributed import pick_device
 from rga_fast.reid.training.memory import step_memory
@@ -36,7 +37,8 @@ def ablate(base: Config, systems: Sequence[str], seeds: Sequence[int], out: Path
     """
     runs = plan(base, systems, seeds, out)
     check_folders(runs)
-    data = open_source(base.data, boxes=base.boxes, train_on_val=base.train_on_val)
+    data = open_source(base.data, **base.reading)
+    require_evaluation(data)
     title = f"{data.name}, {base.arch} at {base.height}x{base.width}, {base.epochs} epochs"
     memory = _step_bytes(runs, len(np.unique(data.train.labels)))
     out.mkdir(parents=True, exist_ok=True)

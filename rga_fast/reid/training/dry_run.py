@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rga_fast.reid.checkpoint import make_network
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import console, progress
-from rga_fast.reid.data.datasets import ReidData, open_dataset
+from rga_fast.reid.data.datasets import ReidData, open_dataset, require_training
 from rga_fast.reid.data.images import cache_note
 from rga_fast.reid.data.sampler import make_sampler
 from rga_fast.reid.data.source import open_source
@@ -40,6 +40,7 @@ def describe_run(config: Config) -> None:
     device = pick_device(config.device)
     console.print(config.to_yaml().rstrip())
     data = _open(config)
+    require_training(data)
     console.print(dataset_table(data))
     num_classes = len(np.unique(data.train.labels))
     sampler, positions = make_sampler(
@@ -78,7 +79,7 @@ def describe_run(config: Config) -> None:
 
 def _open(config: Config) -> ReidData:
     if config.data is not None or cached_folder().exists():
-        return open_source(config.data, boxes=config.boxes, train_on_val=config.train_on_val)
+        return open_source(config.data, **config.reading)
     with tempfile.TemporaryDirectory() as folder, progress("drawing the synthetic data set") as bar:
         root = Path(folder) / "synthetic"
         write_dataset(root, IDENTITIES, SEED, progress=bar)
