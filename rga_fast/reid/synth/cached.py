@@ -24,5 +24,9 @@ def cached_dataset(progress: Callable[[int, int], None] | None = None) -> Path:
     """
     folder = cached_folder()
     if not folder.exists():
-        write_dataset(folder, IDENTITIES, SEED, progress=progress)
+        try:
+            write_dataset(folder, IDENTITIES, SEED, progress=progress)
+        except OSError:
+            if not folder.exists():  # else another run was faster, with the same files
+                raise
     return folder
