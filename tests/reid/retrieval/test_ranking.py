@@ -121,7 +121,7 @@ def test_every_block_size_gives_the_same(way, monkeypatch):
     distances, labels = real_case()
     expected = rank_hits(distances, labels)
     for block in (1, 7, 150):
-        monkeypatch.setattr(ranking_module, "BLOCK", 400 + 13 * block)
+        monkeypatch.setattr(ranking_module, "_ELEMENTS", 70 * (400 + 13 * block))
         got = rank_hits(distances, labels, block=block)
         assert all(map(torch.equal, got, expected))
 
