@@ -39,7 +39,7 @@ CASES = {
     "market": Case(3368, 15913, 2048, 751, 6),
     "msmt17": Case(11659, 82161, 512, 3060, 15),
 }
-JOBS = ("metrics", "verification", "rerank")
+JOBS = ("metrics", "argsort", "verification", "rerank")
 ARGSORTS = {"argsort", "argsort-batched"}
 
 
@@ -132,7 +132,9 @@ def measure(name: str, case: Case, args: argparse.Namespace) -> list[common.Row]
     if "verification" in args.jobs:
         calls["verification"] = lambda: verified(data)
     if "metrics" not in args.jobs:
-        del calls["metrics"], calls["argsort"], calls["argsort-batched"]
+        del calls["metrics"]
+    if "argsort" not in args.jobs:
+        del calls["argsort"], calls["argsort-batched"]
     common.progress(f"{name}: timing {', '.join(calls)} in turn")
     device = torch.device("cpu")
     samples = common.time_in_turn(calls, args.rounds, device)
