@@ -1,0 +1,133 @@
+"""A finished run and its evaluation, from which everything in a report follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rga_fast.reid.checkpoint import latest_checkpoint, open_trained
+from rga_fast.reid.config import Config
+from rga_fast.reid.console import progress
+from rga_fast.reid.data.source import open_source
+from rga_fast.reid.network.reidnet import ReidNet
+from rga_fast.reid.report.curves import FEATURE, Curve, read_curves
+from rga_fast.reid.retrieval.distances import FeatureDistances
+from rga_fast.reid.retrieval.features import (
+    FEATURES,
+    EvalData,
+    extract_query_gallery,
+    open_eval_data,
+)
+from rga_fast.reid.retrieval.metrics import QueryScores, query_scores, summary
+from rga_fast.reid.retrieval.ranking import Labels, Ranking, make_labels, rank_hits
+
+
+class Evaluated(NamedTuple):
+    """A run, evaluated: cosine distance, the rules of Market-1501.
+
+    `scores` are those of both features; labels, distances and ranking those of `FEATURE`, which
+    curves, lists and histograms show. `curves` and `summary` are empty where the run has no record.
+    """
+
+    name: str
+    config: Config
+    epoch: int
+    network: ReidNet
+    images: EvalData
+    scores: dict[str, QueryScores]
+    labels: Labels
+    distances: FeatureDistances
+    ranking: Ranking
+    curves: dict[str, Curve]
+    summary: dict[str, Any]
+
+    def same_task(self, other: Evaluated) -> bool:
+        """Whether both rank the same images for the same queries."""
+        ours, theirs = self.images.data, other.images.data
+        return all(
+            getattr(ours, split).paths == getattr(theirs, split).paths
+            and (getattr(ours, split).identities == getattr(theirs, split).identities).all()
+            and (getattr(ours, split).cameras == getattr(theirs, split).cameras).all()
+            for split in ("query", "gallery")
+        )
+
+
+def evaluate_run(run: Path, *, data: str | None = None, impl: str = "auto") -> Evaluated:
+    """Evaluates the newest checkpoint of a run.
+
+    Args:
+        run: the folder that `rga-fast train` wrote.
+        data: a data set; that of the training if None.
+        impl: implementation of RGA.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: for a folder that is no run, or a data set that is
+            missing.
+        ValueError: for a damaged checkpoint or data set, and where no query is valid.
+    """
+    network, config, epoch = open_trained(run_checkpoint(run), impl=impl)
+    source = config.data if data is None else data
+    try:
+        found = open_source(source, boxes=config.boxes, train_on_val=config.train_on_val)
+    except OSError as error:
+        where = "; --data names another place" if data is None else ""
+        raise FileNotFoundError(f"the data set of {run.name}: {error}{where}") from error
+    with progress(f"{run.name}: decoding images") as bar:
+        images = open_eval_data(
+            found, config.size, cache=config.cache, folder=config.cache_folder, progress=bar
+        )
+    query, gallery = extract_query_gallery(
+        network,
+        images,
+        batch_size=config.eval_batch,
+        device=next(network.parameters()).device,
+        workers=config.readers,
+    )
+    scores = {}
+    for name in sorted(FEATURES, key=lambda name: name == FEATURE):  # `FEATURE` comes last
+        distances = FeatureDistances(getattr(query, name), getattr(gallery, name), caller="report")
+        labels = make_labels(
+            found.query.identities,
+            found.gallery.identities,
+            found.query.cameras,
+            found.gallery.cameras,
+            distances,
+        )
+        ranking = rank_hits(distances, labels)
+        scores[name] = query_scores(ranking)
+        summary(scores[name])  # raises where no query is valid
+    return Evaluated(
+        *(run.resolve().name, config, epoch, network, images, scores),
+        *(labels, distances, ranking, _curves(run), _summary(run)),
+    )
+
+
+def run_checkpoint(run: Path) -> Path:
+    """The newest intact checkpoint of a run. Errors as `evaluate_run`."""
+    if not run.exists():
+        raise FileNotFoundError(f"{run}: no such folder")
+    if not run.is_dir():
+        raise NotADirectoryError(f"{run}: expected the folder of a run, got a file")
+    path = latest_checkpoint(run / "checkpoints")
+    if path is None:
+        raise FileNotFoundError(
+            f"{run}: expected the folder of a run, as `rga-fast train` writes it; "
+            "it has no checkpoints/last.pt"
+        )
+    return path
+
+
+def _curves(run: Path) -> dict[str, Curve]:
+    try:
+        return read_curves(run)
+    except FileNotFoundError:
+        return {}
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    """Of a run that has ended; one that still runs has none yet."""
+    try:
+        return json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
