@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     from rga_fast.reid.console import console
     from rga_fast.reid.files import size_text
     from rga_fast.reid.report import charts
-    from rga_fast.reid.report.evaluated import evaluate_run
+    from rga_fast.reid.report.evaluated import evaluate_run, names_of
     from rga_fast.reid.report.page import write_report
 
     charts.require()
@@ -32,6 +32,9 @@ def run(options: argparse.Namespace) -> None:
     target = options.first / "report.html" if options.out is None else options.out
     if options.out is not None and not target.parent.is_dir():  # before the work
         raise FileNotFoundError(f"{target.parent}: no such folder")
-    runs = [evaluate_run(folder, data=options.data, impl=options.impl) for folder in folders]
+    runs = [
+        evaluate_run(folder, name=name, data=options.data, impl=options.impl)
+        for folder, name in zip(folders, names_of(folders), strict=True)
+    ]
     write_report(runs, target)
     console.print(f"report: {target} ({size_text(target.stat().st_size)})", markup=False)

@@ -72,7 +72,7 @@ def attention_values(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     if isinstance(module, RGA):
         return module.attention_values(x)
     if isinstance(module, nn.Sequential):  # one after the other
-        values = {}
+        values: dict[str, Tensor] = {}
         for part in module:
             values |= attention_values(part, x)
             x = part(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from rga_fast.reid.report.curves import Curve
 from rga_fast.reid.report.histograms import Histograms
+from rga_fast.reid.retrieval import verification
 from rga_fast.reid.retrieval.breakdown import CameraPairScores
 
 WANTED = "reports and pictures need jinja2 and matplotlib: pip install 'rga-fast[report]'"
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
 RUNS = (BLUE, ORANGE)  # Okabe and Ito's colours, also differing in lightness
 DASHES = ("-", "--")
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "rga_fast",  # the same chart is the same file
     "font.size": 10,
@@ -40,7 +42,7 @@ def require() -> None:
 
 def curve_chart(runs: Mapping[str, Curve], unit: float = 1) -> str:
     """Values over epochs, one line a run. `unit` multiplies the values: 100 for percent."""
-    with _chart("", "epoch") as chart:
+    with _Chart("", "epoch") as chart:
         for index, (name, curve) in enumerate(runs.items()):
             marker = "o" if len(curve.x) < 30 else None
             values = [unit * value for value in curve.y]
@@ -52,26 +54,48 @@ def curve_chart(runs: Mapping[str, Curve], unit: float = 1) -> str:
 
 def cmc_chart(runs: Mapping[str, Tensor]) -> str:
     """Cumulative matching characteristics, (length,) in [0, 1] each."""
-    with _chart("", "rank") as chart:
+    with _Chart("", "rank") as chart:
         for index, (name, curve) in enumerate(runs.items()):
             ranks = range(1, len(curve) + 1)
-            chart.axis.plot(ranks, 100 * curve, label=name, **_line(index))
+            chart.axis.plot(ranks, 100 * curve.numpy(), label=name, **_line(index))
         chart.axis.set_ylim(None, 101)
         chart.axis.xaxis.get_major_locator().set_params(integer=True)
         chart.legend(len(runs))
     return chart.uri
 
 
+def roc_chart(runs: Mapping[str, verification.Curve]) -> str:
+    """Receiver operating characteristics; the share of different people on a logarithmic axis."""
+    with _Chart("", "different people accepted, %") as chart:
+        for index, (name, curve) in enumerate(runs.items()):
+            few = _spread(curve.false_accept)
+            x, y = (100 * values[few].cpu().numpy() for values in curve[1:])
+            chart.axis.plot(x, y, label=name, drawstyle="steps-post", **_line(index))
+        chart.axis.set_xscale("log")
+        chart.axis.xaxis.set_major_formatter("{x:g}")
+        chart.axis.set_ylim(0, 101)
+        chart.legend(len(runs))
+    return chart.uri
+
+
+def _spread(rates: Tensor, points: int = 400) -> Tensor:
+    """(<= points,) the last index at each of some rates above 0, even on a logarithmic axis: what
+    the eye can tell apart of a curve of many thousands."""
+    lowest = float(rates[rates > 0][0])
+    steps = torch.logspace(math.log10(lowest), 0, points, dtype=torch.float64)
+    return (torch.searchsorted(rates.cpu(), steps, right=True) - 1).unique()
+
+
 def histogram_chart(histograms: Histograms) -> str:
     """Both densities, over the part of the axis that holds pairs."""
-    with _chart("density", "cosine distance") as chart:
-        edges = histograms.edges
+    with _Chart("density", "cosine distance") as chart:
+        edges = histograms.edges.numpy()
         width = float(edges[1] - edges[0])
         for counts, colour, label, dash in (
             (histograms.same, BLUE, "same person, another camera", "-"),
             (histograms.different, ORANGE, "different people", "--"),
         ):
-            density = counts.double() / max(1, int(counts.sum())) / width
+            density = counts.numpy() / max(1, int(counts.sum())) / width
             chart.axis.stairs(
                 density, edges, fill=True, alpha=0.35, color=colour, label=label, linestyle=dash
             )
@@ -82,13 +106,13 @@ def histogram_chart(histograms: Histograms) -> str:
     return chart.uri
 
 
-def camera_chart(pairs: CameraPairScores, values: Tensor, title: str) -> str:
+def camera_chart(pairs: CameraPairScores, values: Tensor) -> str:
     """`values` (Cq, Cg) in [0, 1] of each pair of cameras, written into its cell in percent."""
     rows, columns = values.shape
     size = (max(3.6, 1.4 + 0.5 * columns), max(2.4, 1.2 + 0.38 * rows))
-    with _chart("query camera", "gallery camera", size) as chart:
-        shown = torch.where(pairs.queries > 0, 100 * values, torch.nan)
-        image = chart.axis.imshow(shown, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    with _Chart("query camera", "gallery camera", size) as chart:
+        shown = torch.where(pairs.queries > 0, 100 * values, torch.nan).cpu()
+        chart.axis.imshow(shown.numpy(), cmap="viridis", vmin=0, vmax=100, aspect="auto")
         for row, column in (pairs.queries > 0).nonzero().tolist():
             value = float(shown[row, column])
             colour = "black" if value > 60 else "white"
@@ -97,11 +121,10 @@ def camera_chart(pairs: CameraPairScores, values: Tensor, title: str) -> str:
         chart.axis.set_xticks(range(columns), [str(c) for c in pairs.gallery_cameras.tolist()])
         chart.axis.set_yticks(range(rows), [str(c) for c in pairs.query_cameras.tolist()])
         chart.axis.grid(False)
-        chart.figure.colorbar(image, ax=chart.axis, label=title)
     return chart.uri
 
 
-class _chart:
+class _Chart:
     """A figure with one pair of axes; `uri` is the picture once the block has ended."""
 
     def __init__(self, ylabel: str, xlabel: str, size: tuple[float, float] = (4.8, 3.0)) -> None:
@@ -115,8 +138,10 @@ class _chart:
 
         self._style = matplotlib.rc_context(STYLE)
         self._style.__enter__()
-        self.figure = Figure(figsize=self.size, layout="constrained")
+        self.figure = Figure(figsize=self.size)
         self.axis = self.figure.subplots()
+        width, height = self.size  # margins in inches: a layout engine would draw everything twice
+        self.figure.subplots_adjust(0.6 / width, 0.5 / height, 1 - 0.1 / width, 1 - 0.1 / height)
         self.axis.set_xlabel(self.labels[0])
         self.axis.set_ylabel(self.labels[1])
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +22,15 @@ from rga_fast.reid.retrieval.features import (
 )
 from rga_fast.reid.retrieval.metrics import QueryScores, query_scores, summary
 from rga_fast.reid.retrieval.ranking import Labels, Ranking, make_labels, rank_hits
+from rga_fast.reid.retrieval.verification import Pairs, count_pairs
 
 
 class Evaluated(NamedTuple):
     """A run, evaluated: cosine distance, the rules of Market-1501.
 
-    `scores` are those of both features; labels, distances and ranking those of `FEATURE`, which
-    curves, lists and histograms show. `curves` and `summary` are empty where the run has no record.
+    `scores` are those of both features; labels, distances, ranking and pairs those of `FEATURE`,
+    which curves, lists and histograms show. `curves` and `summary` are empty where the run has no
+    record.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Evaluated(NamedTuple):
     labels: Labels
     distances: FeatureDistances
     ranking: Ranking
+    pairs: Pairs
     curves: dict[str, Curve]
     summary: dict[str, Any]
 
@@ -53,11 +57,29 @@ class Evaluated(NamedTuple):
         )
 
 
-def evaluate_run(run: Path, *, data: str | None = None, impl: str = "auto") -> Evaluated:
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """The names of folders, with those of the folders around them where they would be equal.
+
+    Raises:
+        ValueError: for the same folder twice.
+    """
+    parts = [run.resolve().parts for run in runs]
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"report: expected different runs, got {runs[0]} twice")
+    length = 1
+    while len({part[-length:] for part in parts}) < len(parts):
+        length += 1
+    return ["/".join(part[-length:]) for part in parts]
+
+
+def evaluate_run(
+    run: Path, *, name: str | None = None, data: str | None = None, impl: str = "auto"
+) -> Evaluated:
     """Evaluates the newest checkpoint of a run.
 
     Args:
         run: the folder that `rga-fast train` wrote.
+        name: in the report; that of the folder if None.
         data: a data set; that of the training if None.
         impl: implementation of RGA.
 
@@ -66,14 +88,15 @@ def evaluate_run(run: Path, *, data: str | None = None, impl: str = "auto") -> E
             missing.
         ValueError: for a damaged checkpoint or data set, and where no query is valid.
     """
+    name = names_of([run])[0] if name is None else name
     network, config, epoch = open_trained(run_checkpoint(run), impl=impl)
     source = config.data if data is None else data
     try:
         found = open_source(source, boxes=config.boxes, train_on_val=config.train_on_val)
     except OSError as error:
         where = "; --data names another place" if data is None else ""
-        raise FileNotFoundError(f"the data set of {run.name}: {error}{where}") from error
-    with progress(f"{run.name}: decoding images") as bar:
+        raise FileNotFoundError(f"the data set of {name}: {error}{where}") from error
+    with progress(f"{name}: decoding images") as bar:
         images = open_eval_data(
             found, config.size, cache=config.cache, folder=config.cache_folder, progress=bar
         )
@@ -85,8 +108,10 @@ def evaluate_run(run: Path, *, data: str | None = None, impl: str = "auto") -> E
         workers=config.readers,
     )
     scores = {}
-    for name in sorted(FEATURES, key=lambda name: name == FEATURE):  # `FEATURE` comes last
-        distances = FeatureDistances(getattr(query, name), getattr(gallery, name), caller="report")
+    for feature in sorted(FEATURES, key=lambda feature: feature == FEATURE):  # `FEATURE` comes last
+        distances = FeatureDistances(
+            getattr(query, feature), getattr(gallery, feature), caller="report"
+        )
         labels = make_labels(
             found.query.identities,
             found.gallery.identities,
@@ -95,11 +120,12 @@ def evaluate_run(run: Path, *, data: str | None = None, impl: str = "auto") -> E
             distances,
         )
         ranking = rank_hits(distances, labels)
-        scores[name] = query_scores(ranking)
-        summary(scores[name])  # raises where no query is valid
+        scores[feature] = query_scores(ranking)
+        summary(scores[feature])  # raises where no query is valid
     return Evaluated(
-        *(run.resolve().name, config, epoch, network, images, scores),
-        *(labels, distances, ranking, _curves(run), _summary(run)),
+        *(name, config, epoch, network, images, scores),
+        *(labels, distances, ranking, count_pairs(distances, labels, ranking)),
+        *(_curves(run), _summary(run)),
     )
 
 

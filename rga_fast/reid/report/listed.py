@@ -67,7 +67,7 @@ def list_queries(runs: Sequence[Evaluated]) -> Listed:
     that gain and lose most by the second."""
     groups = extremes(runs[0].scores[FEATURE])
     if len(runs) == 2:
-        groups += differences(*(run.scores[FEATURE] for run in runs))
+        groups += differences(runs[0].scores[FEATURE], runs[1].scores[FEATURE])
     queries = sorted({query for group in groups for query in group.queries})
     albums = [_Album(run, queries) for run in runs]
     data = runs[0].images.data.query

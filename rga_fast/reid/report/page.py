@@ -18,6 +18,7 @@ from rga_fast.reid.report.listed import Listed, list_queries
 from rga_fast.reid.retrieval.breakdown import by_camera_pair
 from rga_fast.reid.retrieval.metrics import cmc, summary
 from rga_fast.reid.retrieval.tables import FEATURE_NAMES, skipped_note
+from rga_fast.reid.retrieval.verification import roc
 
 CMC_LENGTH = 50
 SHOWN_CURVES = {"loss": 1.0, "mAP": 100.0, "rank1": 100.0, "accuracy": 100.0, "lr": 1.0}
@@ -60,6 +61,8 @@ def write_report(runs: Sequence[Evaluated], target: Path) -> None:
         configuration=tables.config_table(runs),
         curves=_curves(runs),
         cmc=charts.cmc_chart({run.name: _cmc(run) for run in runs}),
+        roc=charts.roc_chart({run.name: roc(run.pairs) for run in runs}),
+        verification=tables.verification_table(runs),
         sections=[_section(group, alone=len(groups) == 1) for group in groups],
         gradient=pictures.gradient(),
         version=rga_fast.__version__,
@@ -124,11 +127,11 @@ def _section(runs: Sequence[Evaluated], alone: bool) -> Section:
     histograms, cameras = [], []
     for run, of_run in zip(runs, pairs, strict=True):
         title = f"{run.name}: " if len(runs) > 1 else ""
-        uri = charts.histogram_chart(distance_histograms(run.distances, run.labels))
+        uri = charts.histogram_chart(distance_histograms(run.pairs))
         histograms.append(Chart(f"{title}distances of people", uri))
         for name, values in (("rank-1", of_run.rank1), ("mAP", of_run.mAP)):
-            chart = charts.camera_chart(of_run, values, f"{name}, %")
-            cameras.append(Chart(f"{title}{name} of each pair of cameras", chart))
+            chart = charts.camera_chart(of_run, values)
+            cameras.append(Chart(f"{title}{name} of each pair of cameras, %", chart))
     return Section(
         "" if alone else runs[0].name,
         histograms,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from rga_fast.reid.config import Config
 from rga_fast.reid.field import fields_of
-from rga_fast.reid.report.evaluated import Evaluated
 from rga_fast.reid.report.curves import FEATURE
+from rga_fast.reid.report.evaluated import Evaluated
 from rga_fast.reid.retrieval.breakdown import (
     CameraPairScores,
     bootstrap,
@@ -18,6 +18,15 @@ from rga_fast.reid.retrieval.breakdown import (
 )
 from rga_fast.reid.retrieval.metrics import summary
 from rga_fast.reid.retrieval.tables import FEATURE_NAMES, METRICS
+from rga_fast.reid.retrieval.verification import (
+    at_false_accept,
+    equal_error,
+    identification,
+    roc,
+)
+
+FALSE_ACCEPT = (0.0001, 0.001, 0.01)
+ABSENT_ACCEPT = (0.01, 0.1)
 
 
 class Cell(NamedTuple):
@@ -48,14 +57,33 @@ def metrics_table(runs: Sequence[Evaluated]) -> Table:
         means = [summary(run.scores[feature])._asdict() for run in runs]
         intervals = [bootstrap(run.scores[feature], run.labels.query_ids) for run in runs]
         if paired:
-            scores = [run.scores[feature] for run in runs]
-            gaps = bootstrap_difference(*scores, runs[0].labels.query_ids)
+            ours, theirs = (run.scores[feature] for run in runs)
+            gaps = bootstrap_difference(ours, theirs, runs[0].labels.query_ids)
         for key, metric in METRICS.items():
             cells = [_interval(m[key], *i[key]) for m, i in zip(means, intervals, strict=True)]
             if paired:
                 cells.append(_interval(means[1][key] - means[0][key], *gaps[key], sign="+"))
             rows.append([Cell(FEATURE_NAMES[feature]), Cell(metric), *cells])
     return Table("metrics", "Metrics", headers, rows)
+
+
+def verification_table(runs: Sequence[Evaluated]) -> Table:
+    """How well two images are told to show one person or two, and search for people who may not be
+    in the gallery."""
+    columns = []
+    for run in runs:
+        curve = roc(run.pairs)
+        equal = equal_error(curve)
+        cells = {"equal error rate": _percent((equal.false_accept + 1 - equal.true_accept) / 2)}
+        for rate in FALSE_ACCEPT:
+            name = f"the same person accepted, at {100 * rate:g} % of different people"
+            cells[name] = _percent(at_false_accept(curve, rate).true_accept)
+        for rate in ABSENT_ACCEPT:
+            name = f"found at rank 1, at {100 * rate:g} % of absent people taken for somebody"
+            cells[name] = _percent(identification(run.pairs, run.ranking, rate).true_accept)
+        columns.append(cells)
+    rows = [[Cell(name), *(cells[name] for cells in columns)] for name in columns[0]]
+    return Table("verification", "Verification", ["percent", *_per_run(runs, [""])], rows)
 
 
 def camera_table(runs: Sequence[Evaluated], pairs: Sequence[CameraPairScores]) -> Table:
