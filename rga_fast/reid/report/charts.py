@@ -83,6 +83,7 @@ def _spread(rates: Tensor, points: int = 400) -> Tensor:
     the eye can tell apart of a curve of many thousands."""
     lowest = float(rates[rates > 0][0])
     steps = torch.logspace(math.log10(lowest), 0, points, dtype=torch.float64)
+    steps[0], steps[-1] = lowest, 1  # exactly
     return (torch.searchsorted(rates.cpu(), steps, right=True) - 1).unique()
 
 

@@ -63,6 +63,7 @@ def bootstrap(
     Raises:
         ValueError: where no query is valid, or for a level outside (0, 1).
     """
+    _check_level(level)
     return _intervals(_resampled(scores, query_ids, samples, seed), level)
 
 
@@ -83,15 +84,19 @@ def bootstrap_difference(
     Raises:
         ValueError: as `bootstrap`, and where other queries are valid.
     """
+    _check_level(level)
     if not torch.equal(scores.valid, other.valid):
         raise ValueError("bootstrap_difference: expected scores of the same queries")
     ours, theirs = (_resampled(each, query_ids, samples, seed) for each in (scores, other))
     return _intervals(theirs - ours, level)
 
 
-def _intervals(means: Tensor, level: float) -> dict[str, Interval]:
+def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"bootstrap: level must be above 0 and below 1, got {level}")
+
+
+def _intervals(means: Tensor, level: float) -> dict[str, Interval]:
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = means.quantile(tails, dim=0).tolist()
     names = ("rank1", "rank5", "rank10", "mAP", "mINP")
