@@ -22,7 +22,7 @@ def add_options(verb: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from rga_fast.reid.console import console
-    from rga_fast.reid.files import size_text
+    from rga_fast.reid.files import check_outputs, size_text
     from rga_fast.reid.report import charts
     from rga_fast.reid.report.evaluated import evaluate_run, names_of
     from rga_fast.reid.report.page import write_report
@@ -30,8 +30,8 @@ def run(options: argparse.Namespace) -> None:
     charts.require()
     folders = [options.first] if options.second is None else [options.first, options.second]
     target = options.first / "report.html" if options.out is None else options.out
-    if options.out is not None and not target.parent.is_dir():  # before the work
-        raise FileNotFoundError(f"{target.parent}: no such folder")
+    if options.out is not None:
+        check_outputs([target])
     runs = [
         evaluate_run(folder, name=name, data=options.data, impl=options.impl)
         for folder, name in zip(folders, names_of(folders), strict=True)

@@ -11,7 +11,9 @@ HELP = "pictures of the attention, affinities, Grad-CAM and channels of images"
 
 
 def add_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    verb.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run"
+    )
     verb.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     verb.add_argument(
         "--baseline", type=Path, metavar="CHECKPOINT", help="its Grad-CAM is drawn beside"
@@ -35,16 +37,16 @@ def add_options(verb: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from rga_fast.reid.checkpoint import open_trained
+    from rga_fast.reid.checkpoint import find_checkpoint, open_trained
     from rga_fast.reid.console import console
     from rga_fast.reid.report.charts import require
     from rga_fast.reid.report.visualize import TARGETS, visualize
 
     require()
-    network, config, epoch = open_trained(options.checkpoint, impl=options.impl)
+    network, config, epoch = open_trained(find_checkpoint(options.checkpoint), impl=options.impl)
     baseline = None
     if options.baseline is not None:
-        baseline = open_trained(options.baseline, impl=options.impl).network
+        baseline = open_trained(find_checkpoint(options.baseline), impl=options.impl).network
     notes = visualize(
         network,
         options.images,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from rga_fast.reid.report.curves import Curve
 from rga_fast.reid.report.histograms import Histograms
 from rga_fast.reid.retrieval import verification
 from rga_fast.reid.retrieval.breakdown import CameraPairScores
+from rga_fast.reid.retrieval.verified import thinned
 
 WANTED = "reports and pictures need jinja2 and matplotlib: pip install 'rga-fast[report]'"
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
@@ -68,23 +68,13 @@ def roc_chart(runs: Mapping[str, verification.Curve]) -> str:
     """Receiver operating characteristics; the share of different people on a logarithmic axis."""
     with _Chart("", "different people accepted, %") as chart:
         for index, (name, curve) in enumerate(runs.items()):
-            few = _spread(curve.false_accept)
-            x, y = (100 * values[few].cpu().numpy() for values in curve[1:])
+            _, x, y = (100 * values.cpu().numpy() for values in thinned(curve))
             chart.axis.plot(x, y, label=name, drawstyle="steps-post", **_line(index))
         chart.axis.set_xscale("log")
         chart.axis.xaxis.set_major_formatter("{x:g}")
         chart.axis.set_ylim(0, 101)
         chart.legend(len(runs))
     return chart.uri
-
-
-def _spread(rates: Tensor, points: int = 400) -> Tensor:
-    """(<= points,) the last index at each of some rates above 0, even on a logarithmic axis: what
-    the eye can tell apart of a curve of many thousands."""
-    lowest = float(rates[rates > 0][0])
-    steps = torch.logspace(math.log10(lowest), 0, points, dtype=torch.float64)
-    steps[0], steps[-1] = lowest, 1  # exactly
-    return (torch.searchsorted(rates.cpu(), steps, right=True) - 1).unique()
 
 
 def histogram_chart(histograms: Histograms) -> str:

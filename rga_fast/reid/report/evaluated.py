@@ -7,30 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rga_fast.reid.checkpoint import latest_checkpoint, open_trained
+from rga_fast.reid.checkpoint import find_checkpoint, open_trained
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import progress
+from rga_fast.reid.data.datasets import require_evaluation
 from rga_fast.reid.data.source import open_source
 from rga_fast.reid.network.reidnet import ReidNet
 from rga_fast.reid.report.curves import FEATURE, Curve, read_curves
-from rga_fast.reid.retrieval.distances import FeatureDistances
 from rga_fast.reid.retrieval.features import (
     FEATURES,
     EvalData,
+    Ranked,
     extract_query_gallery,
     open_eval_data,
+    rank_feature,
 )
 from rga_fast.reid.retrieval.metrics import QueryScores, query_scores, summary
-from rga_fast.reid.retrieval.ranking import Labels, Ranking, make_labels, rank_hits
 from rga_fast.reid.retrieval.verification import Pairs, count_pairs
 
 
 class Evaluated(NamedTuple):
     """A run, evaluated: cosine distance, the rules of Market-1501.
 
-    `scores` are those of both features; labels, distances, ranking and pairs those of `FEATURE`,
-    which curves, lists and histograms show. `curves` and `summary` are empty where the run has no
-    record.
+    `scores` are those of both features; `ranked` and `pairs` those of `FEATURE`, which curves, lists
+    and histograms show. `curves` and `summary` are empty where the run has no record.
     """
 
     name: str
@@ -39,9 +39,7 @@ class Evaluated(NamedTuple):
     network: ReidNet
     images: EvalData
     scores: dict[str, QueryScores]
-    labels: Labels
-    distances: FeatureDistances
-    ranking: Ranking
+    ranked: Ranked
     pairs: Pairs
     curves: dict[str, Curve]
     summary: dict[str, Any]
@@ -89,13 +87,17 @@ def evaluate_run(
         ValueError: for a damaged checkpoint or data set, and where no query is valid.
     """
     name = names_of([run])[0] if name is None else name
-    network, config, epoch = open_trained(run_checkpoint(run), impl=impl)
-    source = config.data if data is None else data
+    if run.exists() and not run.is_dir():
+        raise NotADirectoryError(f"{run}: expected the folder of a run, got a file")
+    if not run.exists():
+        raise FileNotFoundError(f"{run}: no such folder")
+    network, config, epoch = open_trained(find_checkpoint(run), impl=impl)
     try:
-        found = open_source(source, boxes=config.boxes, train_on_val=config.train_on_val)
+        found = open_source(config.data if data is None else data, **config.reading)
     except OSError as error:
         where = "; --data names another place" if data is None else ""
         raise FileNotFoundError(f"the data set of {name}: {error}{where}") from error
+    require_evaluation(found)
     with progress(f"{name}: decoding images") as bar:
         images = open_eval_data(
             found, config.size, cache=config.cache, folder=config.cache_folder, progress=bar
@@ -108,40 +110,14 @@ def evaluate_run(
         workers=config.readers,
     )
     scores = {}
-    for feature in sorted(FEATURES, key=lambda feature: feature == FEATURE):  # `FEATURE` comes last
-        distances = FeatureDistances(
-            getattr(query, feature), getattr(gallery, feature), caller="report"
-        )
-        labels = make_labels(
-            found.query.identities,
-            found.gallery.identities,
-            found.query.cameras,
-            found.gallery.cameras,
-            distances,
-        )
-        ranking = rank_hits(distances, labels)
-        scores[feature] = query_scores(ranking)
+    for feature in sorted(FEATURES, key=lambda feature: feature == FEATURE):  # `FEATURE` is last
+        ranked = rank_feature(found, getattr(query, feature), getattr(gallery, feature))
+        scores[feature] = query_scores(ranked.ranking)
         summary(scores[feature])  # raises where no query is valid
     return Evaluated(
         *(name, config, epoch, network, images, scores),
-        *(labels, distances, ranking, count_pairs(distances, labels, ranking)),
-        *(_curves(run), _summary(run)),
+        *(ranked, count_pairs(*ranked), _curves(run), _summary(run)),
     )
-
-
-def run_checkpoint(run: Path) -> Path:
-    """The newest intact checkpoint of a run. Errors as `evaluate_run`."""
-    if not run.exists():
-        raise FileNotFoundError(f"{run}: no such folder")
-    if not run.is_dir():
-        raise NotADirectoryError(f"{run}: expected the folder of a run, got a file")
-    path = latest_checkpoint(run / "checkpoints")
-    if path is None:
-        raise FileNotFoundError(
-            f"{run}: expected the folder of a run, as `rga-fast train` writes it; "
-            "it has no checkpoints/last.pt"
-        )
-    return path
 
 
 def _curves(run: Path) -> dict[str, Curve]:

@@ -123,7 +123,7 @@ def _cmc(run: Evaluated) -> torch.Tensor:
 
 
 def _section(runs: Sequence[Evaluated], alone: bool) -> Section:
-    pairs = [by_camera_pair(run.distances, run.labels) for run in runs]
+    pairs = [by_camera_pair(run.ranked.distances, run.ranked.labels) for run in runs]
     histograms, cameras = [], []
     for run, of_run in zip(runs, pairs, strict=True):
         title = f"{run.name}: " if len(runs) > 1 else ""

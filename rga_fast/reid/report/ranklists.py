@@ -85,9 +85,9 @@ def rank_lists(run: Evaluated, queries: list[int], length: int = LENGTH) -> dict
     """
     found = {}
     scores = run.scores[FEATURE]
-    orders = gallery_order(run.distances, run.labels, queries)
+    orders = gallery_order(run.ranked.distances, run.ranked.labels, queries)
     for query, order in zip(queries, orders, strict=True):
-        ranks = _own_ranks(run.ranking.begin, run.ranking.ranks, query)
+        ranks = _own_ranks(run.ranked.ranking.begin, run.ranked.ranking.ranks, query)
         if order.ranks[order.kinds == HIT].tolist() != ranks:
             raise RuntimeError(f"report: the list of query {query} contradicts its ranks {ranks}")
         found[query] = RankList(

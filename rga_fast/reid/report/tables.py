@@ -24,9 +24,7 @@ from rga_fast.reid.retrieval.verification import (
     identification,
     roc,
 )
-
-FALSE_ACCEPT = (0.0001, 0.001, 0.01)
-ABSENT_ACCEPT = (0.01, 0.1)
+from rga_fast.reid.retrieval.verified import PAIR_RATES, SEARCH_RATES
 
 
 class Cell(NamedTuple):
@@ -55,10 +53,10 @@ def metrics_table(runs: Sequence[Evaluated]) -> Table:
     rows = []
     for feature in sorted(FEATURE_NAMES):
         means = [summary(run.scores[feature])._asdict() for run in runs]
-        intervals = [bootstrap(run.scores[feature], run.labels.query_ids) for run in runs]
+        intervals = [bootstrap(run.scores[feature], run.ranked.labels.query_ids) for run in runs]
         if paired:
             ours, theirs = (run.scores[feature] for run in runs)
-            gaps = bootstrap_difference(ours, theirs, runs[0].labels.query_ids)
+            gaps = bootstrap_difference(ours, theirs, runs[0].ranked.labels.query_ids)
         for key, metric in METRICS.items():
             cells = [_interval(m[key], *i[key]) for m, i in zip(means, intervals, strict=True)]
             if paired:
@@ -75,12 +73,12 @@ def verification_table(runs: Sequence[Evaluated]) -> Table:
         curve = roc(run.pairs)
         equal = equal_error(curve)
         cells = {"equal error rate": _percent((equal.false_accept + 1 - equal.true_accept) / 2)}
-        for rate in FALSE_ACCEPT:
+        for rate in PAIR_RATES:
             name = f"the same person accepted, at {100 * rate:g} % of different people"
             cells[name] = _percent(at_false_accept(curve, rate).true_accept)
-        for rate in ABSENT_ACCEPT:
+        for rate in SEARCH_RATES:
             name = f"found at rank 1, at {100 * rate:g} % of absent people taken for somebody"
-            cells[name] = _percent(identification(run.pairs, run.ranking, rate).true_accept)
+            cells[name] = _percent(identification(run.pairs, run.ranked.ranking, rate).true_accept)
         columns.append(cells)
     rows = [[Cell(name), *(cells[name] for cells in columns)] for name in columns[0]]
     return Table("verification", "Verification", ["percent", *_per_run(runs, [""])], rows)
@@ -103,7 +101,7 @@ def camera_table(runs: Sequence[Evaluated], pairs: Sequence[CameraPairScores]) -
 
 def identity_table(runs: Sequence[Evaluated]) -> Table:
     """Every identity that has a valid query."""
-    found = [by_identity(run.scores[FEATURE], run.labels.query_ids) for run in runs]
+    found = [by_identity(run.scores[FEATURE], run.ranked.labels.query_ids) for run in runs]
     headers = ["identity", "queries", *_per_run(runs, ["rank-1", "mAP", "mINP"])]
     rows = []
     for index, identity in enumerate(found[0].identity.tolist()):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from rga_fast.reid.report.charts import _spread
 from rga_fast.reid.report.histograms import distance_histograms
 from rga_fast.reid.report.ranklists import _entries, differences, extremes
 from rga_fast.reid.retrieval.breakdown import bootstrap, bootstrap_difference
@@ -81,11 +80,3 @@ def test_histograms_count_every_pair():
         expected = torch.histogram(rows[mask].clamp(0, 2), found.edges).hist.long()
         assert counts.sum() == mask.sum()
         assert (counts - expected).abs().sum() <= 2  # of those on an edge
-
-
-def test_a_curve_of_many_points_is_thinned():
-    rates = torch.cat([torch.zeros(5), torch.linspace(1e-6, 1, 100_000)]).double()
-    few = _spread(rates)
-    assert len(few) <= 400
-    assert rates[few[0]] == 1e-6
-    assert rates[few[-1]] == 1

@@ -161,10 +161,10 @@ def test_errors_say_what_is_missing(trained, market, tmp_path, capsys, monkeypat
         return capsys.readouterr().err
 
     assert "no such folder" in error(tmp_path / "nowhere")
-    assert "no checkpoints/last.pt" in error(market)
+    assert "with checkpoints/last.pt" in error(market)
     assert "expected the folder of a run" in error(next((market / "query").iterdir()))
     assert "twice" in error(trained / "none", trained / "none")
-    assert f"{tmp_path / 'no'}: no such folder" in error(
+    assert f"there is no folder {tmp_path / 'no'}" in error(
         trained / "none", "--out", tmp_path / "no" / "a.html"
     )
     saved = torch.load(trained / "none" / "checkpoints" / "last.pt", weights_only=True)
