@@ -29,8 +29,8 @@ from rga_fast.reid.retrieval.verification import Pairs, count_pairs
 class Evaluated(NamedTuple):
     """A run, evaluated: cosine distance, the rules of Market-1501.
 
-    `scores` are those of both features; `ranked` and `pairs` those of `FEATURE`, which curves, lists
-    and histograms show. `curves` and `summary` are empty where the run has no record.
+    `scores` are those of both features; `ranked` and `pairs` those of `FEATURE`, which curves,
+    lists and histograms show. `curves` and `summary` are empty where the run has no record.
     """
 
     name: str
