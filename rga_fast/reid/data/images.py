@@ -38,14 +38,22 @@ def read_image(path: str | os.PathLike[str], size: Size) -> np.ndarray:
     try:
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
-                raise ValueError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
-            return np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+            return to_pixels(image, size)
     except (FileNotFoundError, PermissionError):
         raise
     except _DAMAGED as error:
         raise ValueError(f"{os.fspath(path)}: not a readable image: {error}") from error
+
+
+def to_pixels(image: Image.Image, size: Size) -> np.ndarray:
+    """An open image, converted and resized as `read_image` does it: uint8 (H, W, 3), RGB.
+
+    ValueError for more than 8 bits per channel; whatever decoding raises.
+    """
+    if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
+        raise ValueError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 class CachedImages:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rga_fast.reid.console import progress
 from rga_fast.reid.data.datasets import ReidData, Split
+from rga_fast.reid.data.given import GivenImages
 from rga_fast.reid.data.images import Images, open_images
 from rga_fast.reid.data.loader import EvalBatches
 from rga_fast.reid.distributed import Ranks
@@ -51,7 +52,7 @@ def open_eval_data(data: ReidData, size: tuple[int, int], **options: Any) -> Eva
 @torch.inference_mode()
 def extract_features(
     model: ReidNet,
-    images: Images,
+    images: Images | GivenImages,
     *,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
