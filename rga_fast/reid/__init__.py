@@ -8,8 +8,15 @@ from typing import Any
 
 # Found when they are asked for: importing a room's module must not import every room.
 _PUBLIC = {
+    "Filter": "rga_fast.reid.retrieval.index.search",
+    "Index": "rga_fast.reid.retrieval.index.search",
+    "Match": "rga_fast.reid.retrieval.index.search",
     "ReidModel": "rga_fast.reid.retrieval.model",
+    "build_index": "rga_fast.reid.retrieval.index.build",
     "load": "rga_fast.reid.retrieval.model",
+    "remove_images": "rga_fast.reid.retrieval.index.build",
+    "to_lancedb": "rga_fast.reid.retrieval.index.stores",
+    "to_postgres": "rga_fast.reid.retrieval.index.stores",
 }
 __all__ = ["ReidModel", "load"]
 

@@ -18,7 +18,7 @@ ROOMS = [
     ["checkpoint"],
     ["retrieval"],
     ["report"],
-    ["training"],
+    ["training", "serve"],
     ["the command line"],
 ]
 RANKS = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

@@ -24,7 +24,7 @@ CACHES = ("off", "memory", "disk")
 Size = tuple[int, int]  # height, width
 
 # What Pillow's decoders raise on damaged files.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(path: str | os.PathLike[str], size: Size) -> np.ndarray:
@@ -41,7 +41,7 @@ def read_image(path: str | os.PathLike[str], size: Size) -> np.ndarray:
             return to_pixels(image, size)
     except (FileNotFoundError, PermissionError):
         raise
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ValueError(f"{os.fspath(path)}: not a readable image: {error}") from error
 
 

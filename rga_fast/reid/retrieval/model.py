@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +17,12 @@ from rga_fast.reid.data.given import GivenImages, SomeImages
 from rga_fast.reid.distributed import pick_device
 from rga_fast.reid.retrieval.distances import FeatureDistances
 from rga_fast.reid.retrieval.features import FEATURES, extract_features
+
+if TYPE_CHECKING:
+    from rga_fast.reid.retrieval.index.search import Filter, Index, Match
+
+# With the weights these decide the features.
+_DECIDES = ("arch", "height", "width", "base_width", "last_stride", "attention", "stages")
 
 
 def load(
@@ -77,6 +86,17 @@ class ReidModel:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256, in hexadecimal, of the weights and of what else decides the features: the same
+        for every copy of a checkpoint, on every device."""
+        fields = [getattr(self.config, name) for name in _DECIDES]
+        digest = hashlib.sha256(repr(fields).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     @property
     def feature_dim(self) -> int:
         return self.network.feature_dim
@@ -122,6 +142,32 @@ class ReidModel:
             self._as_features(a, channels), self._as_features(b, channels), caller="compare"
         )
         return distances.rows(0, distances.shape[0])
+
+    def search(
+        self,
+        index: Index | str | os.PathLike[str],
+        images: SomeImages,
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        channels: str | None = None,
+    ) -> list[list[Match]]:
+        """The k nearest images of an index for each image, nearest first; exact.
+
+        Args:
+            index: the folder that `rga-fast index` wrote, or an open `Index`.
+            images: images as `features` takes them, or features (N, D).
+            where: the cameras and times that may be found, see `Filter`.
+
+        Raises:
+            FileNotFoundError, ValueError: if it is no index; ValueError if another network made it.
+        """
+        from rga_fast.reid.retrieval.index.record import check_same_model
+        from rga_fast.reid.retrieval.index.search import Index
+
+        index = index if isinstance(index, Index) else Index(index)
+        check_same_model(index.folder, index.manifest, self)
+        return index.search(self._as_features(images, channels), k, where)
 
     def _as_features(self, given: SomeImages, channels: str | None) -> Tensor:
         if isinstance(given, Tensor) and given.is_floating_point() and given.ndim == 2:

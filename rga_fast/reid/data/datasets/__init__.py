@@ -7,7 +7,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rga_fast.reid.data.datasets.common import ReidData, Split, SplitCounts, existing_folder
+from rga_fast.reid.data.datasets.common import (
+    SPLITS,
+    ReidData,
+    Split,
+    SplitCounts,
+    existing_folder,
+)
 from rga_fast.reid.data.datasets.cuhk03 import is_cuhk03, load_cuhk03
 from rga_fast.reid.data.datasets.join import join_training
 from rga_fast.reid.data.datasets.market1501 import load_market1501, market_root
@@ -16,11 +22,13 @@ from rga_fast.reid.data.datasets.own import csv_in, has_identity_folders, load_c
 from rga_fast.reid.data.datasets.report import DataReport, dataset_report
 
 __all__ = [
+    "SPLITS",
     "DataReport",
     "ReidData",
     "Split",
     "SplitCounts",
     "dataset_report",
+    "is_dataset",
     "join_training",
     "load_csv",
     "load_cuhk03",
@@ -75,6 +83,13 @@ def open_datasets(
             stacklevel=3,
         )
     return data
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether `folder` has the folders of a data set with train, query and gallery images."""
+    inside = {entry.name.casefold() for entry in folder.iterdir() if entry.is_dir()}
+    named = market_root(folder) is not None or msmt17_root(folder) is not None
+    return named or is_cuhk03(folder) or inside.issuperset(SPLITS)
 
 
 def read_dataset(
