@@ -209,7 +209,7 @@ def choose_threshold(
     value = at_false_accept(roc(pairs, CHOSEN), rate).threshold
     other = roc(pairs, CHECKED)
     i = int(torch.searchsorted(other.threshold, value, right=True)) - 1
-    rates = [float(values[max(i, 0)]) for values in (other.false_accept, other.true_accept)]
+    false, true = (float(values[max(i, 0)]) for values in (other.false_accept, other.true_accept))
     counts = pairs.by_identity.cpu().double()
     counts = counts[counts.sum(dim=1) > 0]
     generator = torch.Generator().manual_seed(seed)
@@ -220,7 +220,7 @@ def choose_threshold(
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = values.quantile(tails).tolist()
     interval = Interval(min(low, value), max(high, value))
-    return Threshold(value, *rates, interval, data, feature, flip)
+    return Threshold(value, false, true, interval, data, feature, flip)
 
 
 def _quantiles(counts: Tensor, rate: float) -> Tensor:
