@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 import rga_fast
 
-VERBS = ("train", "evaluate", "index", "search", "serve", "data", "synth", "info")
+VERBS = (
+    "train",
+    "evaluate",
+    "index",
+    "search",
+    "serve",
+    "ablate",
+    "data",
+    "synth",
+    "info",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb. Returns 0; 1 after an error that is reported in a line, 130 after an interrupt.
     `data` also returns 1 if something is wrong with the data."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8, nor terminals
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser(arguments)
     options, rest = parser.parse_known_args(arguments)
     unknown = [text for text in rest if text.startswith("-")]

@@ -12,6 +12,7 @@ import yaml
 
 from rga_fast import dispatch
 from rga_fast.reid.data.datasets.cuhk03 import BOXES
+from rga_fast.reid.data.datasets.pattern import compile_pattern
 from rga_fast.reid.data.images import CACHES
 from rga_fast.reid.field import (
     DECAY,
@@ -40,7 +41,13 @@ def _are_paths(value: Any) -> bool:
     return bool(listed) and all(isinstance(path, str) for path in listed)
 
 
+def _is_pattern(value: Any) -> bool:
+    compile_pattern(value)  # ValueError in its own words
+    return True
+
+
 PATHS = Range("a path or several", _are_paths)
+PATTERN = Range("a regular expression", _is_pattern)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,16 @@ class Config:
         None, "boxes of CUHK03; none: labeled if it has them", choices=BOXES
     )
     train_on_val: bool = declare(True, "train on the validation images of MSMT17, too")
+    pattern: str | None = declare(
+        None,
+        "regular expression for names of images, with (?P<identity>...) and (?P<camera>...)",
+        range=PATTERN,
+        option=True,
+        metavar="REGEX",
+    )
+    skip_damaged: bool = declare(
+        False, "open every image first, and leave out those that cannot be read", option=True
+    )
     height: int = declare(256, "of the images, in pixels", range=POSITIVE_INTEGER)
     width: int = declare(128, "of the images, in pixels", range=POSITIVE_INTEGER)
     cache: str = declare(
@@ -167,6 +184,9 @@ class Config:
     translate: float = declare(0.5, "probability of a random translation", range=PROBABILITY)
     flip: float = declare(0.5, "probability of a horizontal flip", range=PROBABILITY)
     erase: float = declare(0.5, "probability of random erasing", range=PROBABILITY)
+    jitter: float = declare(
+        0.0, "probability of random brightness, contrast and saturation", range=PROBABILITY
+    )
 
     eval_every: int = declare(
         40, "epochs between evaluations; the last epoch is always evaluated", range=POSITIVE_INTEGER
@@ -196,6 +216,12 @@ class Config:
     def size(self) -> tuple[int, int]:
         """(height, width) of the images."""
         return self.height, self.width
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data set is read: the options of `open_source`."""
+        names = ("boxes", "train_on_val", "pattern", "skip_damaged")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def readers(self) -> int:

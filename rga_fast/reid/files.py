@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)  # what writing to such a place gives
 
 Content = str | bytes | memoryview | Callable[[Path], object]
 
@@ -87,14 +91,29 @@ def _write(path: Path, content: Content) -> None:
         path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """`path` with `~` at its start replaced: shells do not do that within YAML, `field=~/x` and
+    `--option=~/x`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no home folder
+        return Path(path)
+
+
 def user_cache() -> Path:
     """The folder for files that can be recomputed: `rga_fast` in `$XDG_CACHE_HOME` or `~/.cache`,
-    on Windows in `%LOCALAPPDATA%`."""
+    on Windows in `%LOCALAPPDATA%`. Without a home folder it is the user's own in that for temporary
+    files."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
     else:
         base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "rga_fast"
+    if base:
+        return Path(base) / "rga_fast"
+    try:
+        return Path.home() / ".cache" / "rga_fast"
+    except RuntimeError:  # containers run under numbers that no user has
+        return Path(tempfile.gettempdir()) / f"rga_fast-{getattr(os, 'getuid', int)()}"
 
 
 def size_text(nbytes: int) -> str:

@@ -19,6 +19,7 @@ ROOMS = [
     ["retrieval"],
     ["report"],
     ["training", "serve"],
+    ["ablation"],
     ["the command line"],
 ]
 RANKS = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

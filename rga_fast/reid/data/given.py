@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from rga_fast.reid.data.images import Size, read_image, to_pixels
@@ -52,7 +52,7 @@ class GivenImages:
         if isinstance(image, str | os.PathLike):
             return read_image(image, self.size)
         if isinstance(image, Image.Image):
-            return to_pixels(ImageOps.exif_transpose(image), self.size)
+            return to_pixels(image, self.size)
         if isinstance(image, Tensor):
             image = image.detach().cpu().permute(1, 2, 0).numpy()
         if self.channels == "bgr":

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rga_fast.reid.checkpoint import Trained, open_trained
 from rga_fast.reid.console import console, progress
-from rga_fast.reid.data.datasets import ReidData
+from rga_fast.reid.data.datasets import ReidData, require_evaluation
 from rga_fast.reid.data.images import cache_note
 from rga_fast.reid.data.source import open_source
 from rga_fast.reid.distributed import Ranks
@@ -28,7 +28,17 @@ from rga_fast.reid.retrieval.verified import Verified, verify
 
 # The fields of a configuration that matter in an evaluation.
 FIELDS = (
-    *("boxes", "train_on_val", "height", "width", "cache", "cache_folder", "workers"),
+    *(
+        "boxes",
+        "train_on_val",
+        "pattern",
+        "skip_damaged",
+        "height",
+        "width",
+        "cache",
+        "cache_folder",
+        "workers",
+    ),
     *("impl", "eval_batch", "device"),
 )
 
@@ -164,12 +174,12 @@ class Evaluator:
 
     def _open(self, trained: Trained, paths: tuple[str, ...]) -> EvalData:
         config = trained.config
-        source = (paths, config.boxes, config.train_on_val)
+        source = (paths, *config.reading.values())
         if source not in self._sources:
             with self.ranks.main_first():
-                self._sources[source] = open_source(
-                    paths or None, boxes=config.boxes, train_on_val=config.train_on_val
-                )
+                self._sources[source] = open_source(paths or None, **config.reading)
+            if not self.options.rule.keep_same_camera:
+                require_evaluation(self._sources[source])
             self.ranks.check_same("data set", self._sources[source].counts())
         key = (source, config.size, config.cache, config.cache_folder)
         if self._images is None or self._images[0] != key:

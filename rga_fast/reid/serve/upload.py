@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from rga_fast.reid.data.images import DAMAGED, Size, to_pixels
+from rga_fast.reid.data.images import Size, to_pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -61,16 +61,18 @@ def decode(body: bytes, size: Size, limits: Limits) -> np.ndarray:
         width, height = image.size
     except Image.DecompressionBombError:
         raise _too_many_pixels(limits) from None
-    except DAMAGED:
+    except Exception:  # decoders raise any kind on damaged bytes
         kinds = ", ".join(FORMATS)
         sentence = f"The file is not an image of a type that is read here: {kinds}."
         raise Refused(415, sentence) from None
     if width * height > limits.pixels:
         raise _too_many_pixels(limits)
     try:
-        return to_pixels(ImageOps.exif_transpose(image), size)
-    except DAMAGED:
-        raise Refused(422, "The image is damaged, or has more than 8 bits per channel.") from None
+        return to_pixels(image, size)
+    except Exception as error:  # decoders raise any kind on damaged bytes
+        raise Refused(
+            422, f"The image is damaged, or of a kind that is not read: {error}."
+        ) from None
 
 
 def _too_many_pixels(limits: Limits) -> Refused:

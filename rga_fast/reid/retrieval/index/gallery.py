@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rga_fast.reid.data.datasets import SPLITS, ReidData, is_dataset, read_dataset
-from rga_fast.reid.data.datasets.common import IMAGE_SUFFIXES, existing_folder
-from rga_fast.reid.data.datasets.own import OWN_CAMERA
+from rga_fast.reid.data.datasets.common import existing_folder
+from rga_fast.reid.data.datasets.listing import IMAGE_SUFFIXES, Listing
+from rga_fast.reid.data.datasets.names import (
+    DISTRACTOR,
+    JUNK,
+    camera_folder,
+    camera_in,
+    identity_and_camera,
+)
+from rga_fast.reid.files import user_path
 
 ALL = "all"  # splits
-IDENTITY = re.compile(r"(-?\d+)_c\d+")  # of a name like those of Market-1501
 TIME = re.compile(
     r"(?<!\d)((?:19|20)\d\d)[-_.]?(\d\d)[-_.]?(\d\d)[T_ -]?(\d\d)[-_.:]?(\d\d)[-_.:]?(\d\d)(?!\d)"
 )
@@ -49,13 +56,13 @@ def open_gallery(source: str | os.PathLike[str], split: str | None = None) -> Ga
     - A CSV file with the column `path` and any of `identity`, `camera`, `time` (ISO 8601) and
       `split`; paths are relative to its folder.
     - Any other folder: all images in it and its subfolders. The first folder of a path is the
-      identity; `c2` in a name, as in Market-1501, the camera; 20260131T142530 or a spelling like
-      it the time.
+      identity, else that of a name like those of Market-1501; a folder `cam2`, else `c2` in a name,
+      the camera; 20260131T142530 or a spelling like it the time.
 
     FileNotFoundError or NotADirectoryError if there is no such thing, or an image is missing;
     ValueError for a split of what has none, a wrong table, or no images.
     """
-    source = Path(source)
+    source = user_path(source)
     if split is not None and split not in (*SPLITS, ALL):
         raise ValueError(f"split must be one of {', '.join((*SPLITS, ALL))}, got {split!r}")
     if source.is_file() and source.suffix.lower() == ".csv":
@@ -99,17 +106,16 @@ def _dataset_rows(source: Path, data: ReidData, split: str) -> Iterator[tuple[st
 
 
 def _folder_rows(root: Path) -> Iterator[tuple[str, str, str, str]]:
-    for folder, inside, names in os.walk(root):
-        inside[:] = sorted(name for name in inside if not name.startswith((".", "__")))
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                path = Path(folder, name).relative_to(root).as_posix()
-                numbered = IDENTITY.match(name)
-                identity = numbered[1] if numbered else ""
-                if "/" in path:
-                    identity = path.split("/")[0]
-                camera = OWN_CAMERA.search(name)
-                yield path, identity, str(int(camera[1])) if camera else "", _time_in(name)
+    for path in Listing(root).tree():
+        *folders, name = path.split("/")
+        cameras = [camera for camera in map(camera_folder, folders) if camera]
+        people = [folder for folder in folders if not camera_folder(folder)]
+        named = identity_and_camera(name)
+        identity = people[0] if people else named[0] if named else ""
+        unknown = not people and (JUNK.fullmatch(identity) or DISTRACTOR.fullmatch(identity))
+        camera = cameras[0] if cameras else camera_in(name)
+        number = str(int(camera)) if camera.isdecimal() else camera
+        yield path, "" if unknown else identity, number, _time_in(name)
 
 
 def _time_in(path: str) -> str:
