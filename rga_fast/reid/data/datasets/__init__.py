@@ -107,7 +107,7 @@ def open_datasets(
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether `folder` is divided into training and test images in a way that `read_dataset` knows."""
+    """Whether `folder` has training and test images, in a way that `read_dataset` knows."""
     known = market_root(folder) is not None or msmt17_root(folder) is not None
     return known or is_cuhk03(folder) or len(split_folders(folder)) > 1
 
