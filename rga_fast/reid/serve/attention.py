@@ -54,7 +54,7 @@ def attention_pictures(network: ReidNet, pixels: np.ndarray) -> list[AttentionPi
     pictures = []
     for stage, module in spatial.items():
         values = module.attention_values(before[stage])["spatial"][0, 0].float().cpu().numpy()
-        name = f"attention, stage {stage}: {values.min():.2f} to {values.max():.2f}"
+        name = f"attention, stage {stage}: {values.min():.3f} to {values.max():.3f}"
         pictures.append(AttentionPicture(name, _over(values, pixels)))
     return pictures
 

@@ -81,7 +81,7 @@ class Index:
 
     def cameras(self) -> list[str]:
         """The cameras of the gallery, numbers in their order."""
-        found = {entry.camera for shard in self._shards for entry in shard.entries} - {""}
+        found = {str(name) for names in self._cameras for name in np.unique(names)} - {""}
         return sorted(found, key=lambda name: (not name.isdecimal(), name.zfill(12)))
 
     def search(
@@ -185,19 +185,29 @@ class Index:
                 f"are {', '.join(self.cameras()) or 'unknown'}"
             )
         begin, end = (None if t is None else parse_time(t) for t in (where.begin, where.end))
-        cameras = frozenset(where.cameras)
+        masks = []
+        for place, shard in enumerate(self._shards):
+            mask = np.ones(len(shard.entries), bool)
+            if where.cameras:
+                mask &= np.isin(self._cameras[place], sorted(where.cameras))
+            if begin is not None:
+                mask &= self._times[place] >= begin
+            if end is not None:
+                mask &= self._times[place] <= end
+            masks.append(torch.from_numpy(mask))
+        return masks
 
-        def fits(entry: Entry) -> bool:
-            if cameras and entry.camera not in cameras:
-                return False
-            if begin is None and end is None:
-                return True
-            if not entry.time:
-                return False
-            time = parse_time(entry.time)
-            return (begin is None or begin <= time) and (end is None or time <= end)
+    @cached_property
+    def _cameras(self) -> list[np.ndarray]:
+        return [np.array([entry.camera for entry in shard.entries]) for shard in self._shards]
 
-        return [torch.tensor([fits(entry) for entry in shard.entries]) for shard in self._shards]
+    @cached_property
+    def _times(self) -> list[np.ndarray]:
+        """In seconds since 1970; NaN, which is within no bounds, where unknown."""
+        return [
+            np.array([parse_time(entry.time) if entry.time else np.nan for entry in shard.entries])
+            for shard in self._shards
+        ]
 
     def _match(self, row: int, distance: float, begin: np.ndarray) -> Match:
         shard = int(np.searchsorted(begin, row, side="right")) - 1

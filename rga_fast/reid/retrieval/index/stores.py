@@ -77,17 +77,17 @@ def to_postgres(index: Index, address: str, table: str = "gallery") -> int:
         raise ImportError(f"pgvector needs: pip install 'rga-fast[postgres]' ({error})") from error
     width = index.manifest.width
     try:
-        with psycopg.connect(address) as connection, connection.cursor() as cursor:
-            cursor.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            register_vector(connection)
+        with psycopg.connect(address) as connection:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            register_vector(connection)  # for cursors that are made later
             for statement in _definition(table, width):
-                cursor.execute(statement)
-            with cursor.copy(f"COPY {table}_new FROM STDIN") as copy:
+                connection.execute(statement)
+            with connection.cursor().copy(f"COPY {table}_new FROM STDIN") as copy:
                 for columns, features in _columns(index):
                     for *row, feature in zip(*columns, features, strict=True):
                         copy.write_row([*row, HalfVector(feature)])
             for statement in _publication(table, width):
-                cursor.execute(statement)
+                connection.execute(statement)
     except psycopg.Error as error:
         raise RuntimeError(f"PostgreSQL: {error}".strip()) from error
     return len(index)

@@ -18,8 +18,9 @@ def match_table(query: str, matches: Sequence[Match], threshold: Threshold | Non
     table.add_column("distance", justify="right")
     if threshold is not None:
         table.add_column("same person")
-    for column in ("identity", "camera", "time", "image"):
+    for column in ("identity", "camera", "time"):
         table.add_column(column)
+    table.add_column("image", overflow="fold")
     for rank, match in enumerate(matches, start=1):
         row = [str(rank), f"{match.distance:.4f}"]
         if threshold is not None:
