@@ -43,7 +43,7 @@ def extract_files(
             both = batch_features(model.network, normalise(batch), flip=model.flip)
             features = getattr(both, model.feature).float()
         else:
-            features = torch.empty(0, model.feature_dim)
+            features = torch.empty(0, model.feature_dim, device=model.device)
         yield Extracted(features, places, errors)
 
 

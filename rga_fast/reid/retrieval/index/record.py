@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rga_fast.reid.checkpoint import Checkpoint, save_checkpoint
+from rga_fast.reid.checkpoint import PREVIOUS, Checkpoint, save_checkpoint
 from rga_fast.reid.network.reidnet import ReidNet
 from rga_fast.reid.retrieval.index.store import Manifest
 from rga_fast.reid.retrieval.model import ReidModel, load
@@ -58,3 +58,4 @@ def save_network(folder: Path, model: ReidModel) -> None:
     )
     (folder / NETWORK).mkdir(exist_ok=True)
     save_checkpoint(folder / NETWORK, checkpoint)
+    (folder / NETWORK / PREVIOUS).unlink(missing_ok=True)  # of an interrupted index

@@ -159,19 +159,12 @@ class Index:
         """Rows and distances (Nq, k) of queries of length 1; each feature is read once."""
         best = torch.empty(len(unit), 0, dtype=torch.long), torch.empty(len(unit), 0)
         first = 0
-        masks = self._masks_of(where)
-        for shard, mask in zip(self._shards, masks, strict=True):
+        for shard, mask in zip(self._shards, self._masks_of(where), strict=True):
             if mask is None or mask.any():
                 distances = _distances(unit, shard)
                 if mask is not None:
                     distances.masked_fill_(~mask, torch.inf)
-                rows, values = lowest(distances, min(k, distances.shape[1]))
-                rows, values = (
-                    torch.cat([best[0], rows + first], 1),
-                    torch.cat([best[1], values], 1),
-                )
-                chosen, values = lowest(values, min(k, values.shape[1]))
-                best = rows.gather(1, chosen), values
+                best = _merged(best, distances, first, k)
             first += len(shard.entries)
         return best
 
@@ -213,6 +206,23 @@ class Index:
         shard = int(np.searchsorted(begin, row, side="right")) - 1
         entry = self._shards[shard].entries[row - int(begin[shard])]
         return Match(entry.path, max(distance, 0.0), entry.identity, entry.camera, entry.time)
+
+
+def _merged(
+    best: tuple[Tensor, Tensor], distances: Tensor, first: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k nearest of `best` and of the rows from `first` on; (Nq, at most k) each."""
+    near = None
+    if len(distances) == 1 and best[1].shape[1] == k:  # few are nearer than all so far: no sorting
+        near = (distances[0] < best[1][0, -1]).nonzero().flatten()
+        if not len(near):
+            return best
+        distances = distances[:, near]
+    rows, values = lowest(distances, min(k, distances.shape[1]))
+    rows = (rows if near is None else near[rows]) + first
+    rows, values = torch.cat([best[0], rows], 1), torch.cat([best[1], values], 1)
+    chosen, values = lowest(values, min(k, values.shape[1]))
+    return rows.gather(1, chosen), values
 
 
 def _distances(unit: Tensor, shard: ShardData) -> Tensor:
