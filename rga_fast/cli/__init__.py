@@ -11,7 +11,19 @@ from collections.abc import Sequence
 
 import rga_fast
 
-VERBS = ("train", "evaluate", "report", "visualize", "ablate", "data", "synth", "info")
+VERBS = (
+    "train",
+    "evaluate",
+    "report",
+    "visualize",
+    "index",
+    "search",
+    "serve",
+    "ablate",
+    "data",
+    "synth",
+    "info",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ ROOMS = [
     ["checkpoint"],
     ["retrieval"],
     ["report"],
-    ["training"],
+    ["training", "serve"],
     ["ablation"],
     ["the command line"],
 ]
