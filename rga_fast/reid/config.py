@@ -30,6 +30,7 @@ from rga_fast.reid.files import write_file
 from rga_fast.reid.network import attention
 from rga_fast.reid.network.attention import rga
 from rga_fast.reid.network.resnet import ARCHITECTURES
+from rga_fast.reid.words import meant
 
 SCHEDULES = ("step", "cosine")
 AMP = ("off", "bf16", "fp16")
@@ -183,6 +184,9 @@ class Config:
     translate: float = declare(0.5, "probability of a random translation", range=PROBABILITY)
     flip: float = declare(0.5, "probability of a horizontal flip", range=PROBABILITY)
     erase: float = declare(0.5, "probability of random erasing", range=PROBABILITY)
+    jitter: float = declare(
+        0.0, "probability of random brightness, contrast and saturation", range=PROBABILITY
+    )
 
     eval_every: int = declare(
         40, "epochs between evaluations; the last epoch is always evaluated", range=POSITIVE_INTEGER
@@ -196,7 +200,13 @@ class Config:
         False, "record a few steps, name the slowest operators", option=True, may_differ=True
     )
     seed: int = declare(0, "of every random choice", range=NOT_NEGATIVE, option=True, metavar="S")
-    device: str = declare("auto", "auto: cuda if there is one, else cpu", may_differ=True)
+    device: str = declare(
+        "auto",
+        "auto: cuda if there is one, else cpu",
+        option=True,
+        metavar="NAME",
+        may_differ=True,
+    )
 
     def __post_init__(self) -> None:
         for name, field in fields_of(Config).items():
@@ -284,8 +294,10 @@ def find_field(name: str) -> Field:
         return Field(name, kinds_of(FORMER[name]), None, "", None, None, False, None, False)
     if RENAMED.get(name, name) in fields:
         return fields[RENAMED.get(name, name)]
-    nearest = difflib.get_close_matches(name, fields, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(fields)}"
+    nearest = meant(name, fields=tuple(fields))
+    hint = f"; there are {', '.join(fields)}"
+    if nearest is not None:
+        hint = f"; did you mean {nearest.replace('=', '')!r}?"
     raise ValueError(f"config: unknown field {name!r}{hint}")
 
 
@@ -353,6 +365,9 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"expected field=value, got {assignment!r}")
+            raise ValueError(
+                f"expected field=value, got {assignment!r}; a data set is named by --data PATH, a "
+                "recipe by --recipe NAME"
+            )
         fields[name] = find_field(name).parse(text)
     return fields

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)  # what writing to such a place gives
 
@@ -39,7 +41,10 @@ def write_file(
         return
     partial = path.with_name(f"{path.name}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # by the umask; safetensors would keep others from reading
         _write(partial, content)
+        partial.chmod(mode)
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():
@@ -48,6 +53,35 @@ def write_file(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def check_outputs(paths: Sequence[Path]) -> None:
+    """Refuses files that could not be written, before the work for them begins.
+
+    Raises:
+        OSError: if a folder is missing or read-only, or a path is a folder.
+        ValueError: if two of them are the same file.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: expected the name of a file, this is a folder")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+        if path.exists() and not path.is_file():
+            continue  # a device
+        if sum(path.resolve() == other.resolve() for other in paths) > 1:
+            raise ValueError(f"{path}: given twice")
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            partial.touch()
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, str(path)) from None
+        partial.unlink()
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON; ValueError for NaN and infinity, which JSON does not have."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def _write(path: Path, content: Content) -> None:

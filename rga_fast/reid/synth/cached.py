@@ -27,6 +27,8 @@ def cached_dataset(progress: Callable[[int, int], None] | None = None) -> Path:
         try:
             write_dataset(folder, IDENTITIES, SEED, progress=progress)
         except OSError as error:
+            if folder.exists():  # another run was faster, with the same files
+                return folder
             if error.errno not in READ_ONLY:
                 raise
             way_out = "the variable XDG_CACHE_HOME names another place, --data another data set"

@@ -24,7 +24,6 @@ from rga_fast.reid.data.augment import Augmentation
 from rga_fast.reid.data.datasets import require_training
 from rga_fast.reid.data.images import cache_note, open_images
 from rga_fast.reid.data.loader import TrainBatches
-from rga_fast.reid.data.sampler import make_sampler
 from rga_fast.reid.data.source import open_source
 from rga_fast.reid.data.tables import dataset_table
 from rga_fast.reid.distributed import Ranks, joined, pick_device
@@ -39,6 +38,7 @@ from rga_fast.reid.retrieval.features import (
     score,
 )
 from rga_fast.reid.retrieval.tables import metrics_table, skipped_note
+from rga_fast.reid.training.batches import make_sampler
 from rga_fast.reid.training.gates import gate_statistics, probe_images
 from rga_fast.reid.training.monitor import Monitor
 from rga_fast.reid.training.record import EpochRecord, MetricsLog, Scores
@@ -105,15 +105,7 @@ def _train(
     ranks.check_same("data set", data.counts())
     console.print(dataset_table(data))
     num_classes = len(np.unique(data.train.labels))
-    sampler, positions = make_sampler(
-        data.train.labels,
-        identities_per_batch=config.identities_per_batch,
-        images_per_identity=config.images_per_identity,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        mine_across_ranks=config.mine_across_ranks,
-        ranks=ranks,
-    )
+    sampler, positions = make_sampler(data.train.labels, config, ranks)
     model = make_network(config, num_classes)
     if config.pretrained is not None:
         console.print(load_pretrained(model, config.pretrained))
@@ -134,7 +126,12 @@ def _train(
         images,
         data.train.labels,
         sampler,
-        Augmentation(translate=config.translate, flip=config.flip, erase=config.erase),
+        Augmentation(
+            translate=config.translate,
+            flip=config.flip,
+            erase=config.erase,
+            jitter=config.jitter,
+        ),
         device=device,
         seed=config.seed,
         workers=config.readers,
