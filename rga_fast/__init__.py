@@ -11,6 +11,7 @@ from rga_fast.functional import affinity, attention, relation_embedding
 from rga_fast.fusing import fuse, unfuse
 from rga_fast.modules import RGA
 from rga_fast.reference import Branch
+from rga_fast.resizing import resize_relations
 
 __all__ = [
     "RGA",
@@ -22,6 +23,7 @@ __all__ = [
     "fuse",
     "implementations",
     "relation_embedding",
+    "resize_relations",
     "unfuse",
 ]
 __version__ = "0.1.0"
