@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import rga_fast
 
-VERBS = ("train", "evaluate", "data", "synth", "info")
+VERBS = ("train", "evaluate", "export", "data", "synth", "info")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -80,6 +80,23 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint that a path names: a file, or the newest intact one of a run's folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if all of a run are damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    folders = [folder for folder in (path / "checkpoints", path) if folder.is_dir()]
+    found = next(filter(None, map(latest_checkpoint, folders)), None)
+    if found is None:
+        raise FileNotFoundError(f"{path}: expected the folder of a run, with checkpoints/{LAST}")
+    return found
+
+
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint, of earlier versions too. Code in the file is never run.
 

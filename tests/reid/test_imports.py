@@ -17,8 +17,8 @@ ROOMS = [
     ["config"],
     ["checkpoint"],
     ["retrieval"],
-    ["report"],
-    ["training"],
+    ["report", "export"],
+    ["training", "hub"],
     ["the command line"],
 ]
 RANKS = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
