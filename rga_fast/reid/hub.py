@@ -32,6 +32,7 @@ from rga_fast.reid.export.facts import preprocessing
 from rga_fast.reid.export.model_card import TAGS, model_card
 from rga_fast.reid.files import write_file
 from rga_fast.reid.network.reidnet import ReidOutput
+from rga_fast.reid.retrieval.threshold import load_threshold
 
 try:
     from huggingface_hub import ModelHubMixin, snapshot_download
@@ -91,7 +92,13 @@ class PretrainedReid(nn.Module, ModelHubMixin, library_name="rga_fast", tags=lis
         trained = open_trained(checkpoint, device, impl="auto")
         summary = checkpoint.parent.parent / "summary.json"
         scores = json.loads(summary.read_text())["after"] if summary.is_file() else None
-        return cls(trained, scores=scores, data=_data_name(trained.config.data))
+        threshold = load_threshold(checkpoint)
+        return cls(
+            trained,
+            scores=scores,
+            data=_data_name(trained.config.data),
+            threshold=None if threshold is None else threshold._asdict(),
+        )
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}

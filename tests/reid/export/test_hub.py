@@ -1,12 +1,15 @@
 """Networks as folders for the Hugging Face Hub."""
 
 import json
+import shutil
 import sys
 
 import pytest
 import torch
 
 from rga_fast.reid.export.model_card import model_card
+from rga_fast.reid.retrieval.breakdown import Interval
+from rga_fast.reid.retrieval.threshold import Threshold, save_threshold
 
 hub = pytest.importorskip("rga_fast.reid.hub", reason="needs huggingface_hub")
 
@@ -14,20 +17,17 @@ SCORES = {
     name: {"rank1": 0.5, "rank5": 0.75, "rank10": 0.8, "mAP": 0.4, "mINP": 0.25}
     for name in ("before_neck", "after_neck")
 }
-THRESHOLD = {
-    "value": 0.25,
-    "feature": "after_neck",
-    "true_accept_rate": 0.9,
-    "false_accept_rate": 0.01,
-    "data": "market",
-}
+THRESHOLD = Threshold(0.25, 0.01, 0.9, Interval(0.2, 0.3), "some data")
 
 
 @pytest.fixture
-def model(run_folder):
-    model = hub.PretrainedReid.from_run(run_folder, "cpu")
-    model.scores, model.threshold = SCORES, THRESHOLD
-    return model
+def model(run_folder, tmp_path_factory):
+    """Of a run with an evaluation and a threshold."""
+    run = tmp_path_factory.mktemp("hub") / "run"
+    shutil.copytree(run_folder, run)
+    (run / "summary.json").write_text(json.dumps({"after": SCORES}))
+    save_threshold(run / "checkpoints" / "last.pt", THRESHOLD)
+    return hub.PretrainedReid.from_run(run, "cpu")
 
 
 def test_a_folder_holds_all_that_a_user_needs(model, tmp_path):
@@ -59,7 +59,9 @@ def test_a_folder_holds_all_that_a_user_needs(model, tmp_path):
         for first, second in zip(again(images), model(images), strict=True):
             assert torch.equal(first, second)
     assert not again.training
-    assert (again.epoch, again.scores, again.threshold) == (3, SCORES, THRESHOLD)
+    assert (again.epoch, again.scores) == (3, SCORES)
+    assert again.threshold["value"] == THRESHOLD.value
+    assert again.data == model.data
     assert again.config.size == (32, 16)
     other = hub.PretrainedReid.from_pretrained(folder, device="cpu", impl="reference")
     assert other.config.impl == "reference"
