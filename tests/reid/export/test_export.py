@@ -163,6 +163,16 @@ def test_the_gate_compares_mean_average_precision():
     parity.check([quantised._replace(scores=dict.fromkeys(same, 0.9))], most_lost=0.02)
 
 
+def test_features_that_are_all_alike_do_not_fail(make_untrained, market):
+    """Their order is rounding, in network and file; the features are compared all the same."""
+    _, network = make_untrained()
+    torch.nn.init.constant_(network.feat_bn.weight, 1e-7)
+    torch.nn.init.constant_(network.feat_bn.bias, 1.0)
+    expected = parity.expect(network, open_dataset(market), 24)
+    assert expected.tolerance > parity.MAP_TOLERANCE
+    parity.check(parity.compare(fold.Deployable(network), expected))
+
+
 def test_the_sample_holds_whole_identities(market):
     data = open_dataset(market)
     part = parity.sample(data, 7)
