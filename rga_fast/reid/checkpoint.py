@@ -127,7 +127,7 @@ class Trained(NamedTuple):
 
 def open_trained(
     path: str | os.PathLike[str],
-    device: torch.device | str | None = None,
+    device: torch.device | str = "auto",
     *,
     size: tuple[int, int] | None = None,
     **fields: Any,
@@ -135,7 +135,8 @@ def open_trained(
     """The network in a checkpoint, with the weights to evaluate (averaged if there are any).
 
     Args:
-        device: for the network; by default that of the configuration.
+        device: for the network, by default a GPU where there is one; not that of the
+            configuration, which belongs to the machine of the training.
         size: (height, width) of the images, short for these two fields. For another size than that
             of the training, the weights are resampled (`rga_fast.resize_relations`).
         fields: of the configuration, to replace, such as `impl`.
@@ -152,7 +153,7 @@ def open_trained(
     network = make_network(config, saved.num_classes)
     state = resized(saved.weights, saved.config, config.size)
     load_weights(network, state, str(path))
-    network.to(pick_device(config.device) if device is None else device).eval()
+    network.to(pick_device(device) if isinstance(device, str) else device).eval()
     return Trained(network, config, saved.epoch)
 
 

@@ -14,7 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(highlight=False, soft_wrap=True)
+# Texts hold paths, in which [exp1] is no markup and :car: no emoji.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 Advance = Callable[[int, int], None]  # done, total
 
@@ -26,10 +27,10 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
     Outside a terminal it shows nothing: the caller prints lines of progress.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
     )
     with Progress(

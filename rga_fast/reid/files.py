@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)  # what writing to such a place gives
 
 Content = str | bytes | memoryview | Callable[[Path], object]
 
@@ -35,7 +41,10 @@ def write_file(
         return
     partial = path.with_name(f"{path.name}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # by the umask; safetensors would keep others from reading
         _write(partial, content)
+        partial.chmod(mode)
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():
@@ -46,6 +55,35 @@ def write_file(
         raise
 
 
+def check_outputs(paths: Sequence[Path]) -> None:
+    """Refuses files that could not be written, before the work for them begins.
+
+    Raises:
+        OSError: if a folder is missing or read-only, or a path is a folder.
+        ValueError: if two of them are the same file.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: expected the name of a file, this is a folder")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+        if path.exists() and not path.is_file():
+            continue  # a device
+        if sum(path.resolve() == other.resolve() for other in paths) > 1:
+            raise ValueError(f"{path}: given twice")
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            partial.touch()
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, str(path)) from None
+        partial.unlink()
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON; ValueError for NaN and infinity, which JSON does not have."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
 def _write(path: Path, content: Content) -> None:
     if callable(content):
         content(path)
@@ -53,14 +91,29 @@ def _write(path: Path, content: Content) -> None:
         path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """`path` with `~` at its start replaced: shells do not do that within YAML, `field=~/x` and
+    `--option=~/x`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no home folder
+        return Path(path)
+
+
 def user_cache() -> Path:
     """The folder for files that can be recomputed: `rga_fast` in `$XDG_CACHE_HOME` or `~/.cache`,
-    on Windows in `%LOCALAPPDATA%`."""
+    on Windows in `%LOCALAPPDATA%`. Without a home folder it is the user's own in that for temporary
+    files."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
     else:
         base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "rga_fast"
+    if base:
+        return Path(base) / "rga_fast"
+    try:
+        return Path.home() / ".cache" / "rga_fast"
+    except RuntimeError:  # containers run under numbers that no user has
+        return Path(tempfile.gettempdir()) / f"rga_fast-{getattr(os, 'getuid', int)()}"
 
 
 def size_text(nbytes: int) -> str:

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from rga_fast.reid.files import write_file
+from rga_fast.reid.files import json_text, write_file
 from rga_fast.reid.retrieval.breakdown import Interval
 
 FORMAT = "rga_fast threshold 1"
@@ -51,9 +51,7 @@ def save_threshold(checkpoint_path: str | os.PathLike[str], threshold: Threshold
     """
     fields = threshold._asdict() | {"interval": list(threshold.interval)}
     content = {"format": FORMAT, "checkpoint": _digest(Path(checkpoint_path)), **fields}
-    write_file(
-        threshold_path(checkpoint_path), json.dumps(content, indent=2, allow_nan=False) + "\n"
-    )
+    write_file(threshold_path(checkpoint_path), json_text(content))
 
 
 def load_threshold(checkpoint_path: str | os.PathLike[str]) -> Threshold | None:

@@ -21,9 +21,9 @@ from rga_fast.reid.checkpoint import Checkpoint, load_checkpoint, make_network, 
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import console, progress
 from rga_fast.reid.data.augment import Augmentation
+from rga_fast.reid.data.datasets import require_training
 from rga_fast.reid.data.images import cache_note, open_images
 from rga_fast.reid.data.loader import TrainBatches
-from rga_fast.reid.data.sampler import make_sampler
 from rga_fast.reid.data.source import open_source
 from rga_fast.reid.data.tables import dataset_table
 from rga_fast.reid.distributed import Ranks, joined, pick_device
@@ -38,6 +38,7 @@ from rga_fast.reid.retrieval.features import (
     score,
 )
 from rga_fast.reid.retrieval.tables import metrics_table, skipped_note
+from rga_fast.reid.training.batches import make_sampler
 from rga_fast.reid.training.gates import gate_statistics, probe_images
 from rga_fast.reid.training.monitor import Monitor
 from rga_fast.reid.training.record import EpochRecord, MetricsLog, Scores
@@ -99,19 +100,12 @@ def _train(
     )
     ranks.check_same("checkpoint to continue", f"epoch {first_epoch}, step {first_step}")
     with ranks.main_first():
-        data = open_source(config.data, boxes=config.boxes, train_on_val=config.train_on_val)
+        data = open_source(config.data, **config.reading)
+    require_training(data)
     ranks.check_same("data set", data.counts())
     console.print(dataset_table(data))
     num_classes = len(np.unique(data.train.labels))
-    sampler, positions = make_sampler(
-        data.train.labels,
-        identities_per_batch=config.identities_per_batch,
-        images_per_identity=config.images_per_identity,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        mine_across_ranks=config.mine_across_ranks,
-        ranks=ranks,
-    )
+    sampler, positions = make_sampler(data.train.labels, config, ranks)
     model = make_network(config, num_classes)
     if config.pretrained is not None:
         console.print(load_pretrained(model, config.pretrained))
@@ -125,12 +119,19 @@ def _train(
     folder = run_folder(out) if ranks.main else nullcontext()
     with folder, progress("decoding images") as bar:
         images = open_images(data.train, config.size, **cache, progress=bar)
-        evaluation = open_eval_data(data, config.size, **cache, progress=bar)
+        evaluation = None  # one camera, or no query or gallery: the notes say so
+        if data.why_not_evaluated() is None:
+            evaluation = open_eval_data(data, config.size, **cache, progress=bar)
     batches = TrainBatches(
         images,
         data.train.labels,
         sampler,
-        Augmentation(translate=config.translate, flip=config.flip, erase=config.erase),
+        Augmentation(
+            translate=config.translate,
+            flip=config.flip,
+            erase=config.erase,
+            jitter=config.jitter,
+        ),
         device=device,
         seed=config.seed,
         workers=config.readers,
@@ -146,7 +147,7 @@ def _train(
             state = Checkpoint(config, num_classes, epoch, step, **training.state())
             save_checkpoint(out / "checkpoints", state)
 
-    probe = probe_images(evaluation.query, device)
+    probe = probe_images(images if evaluation is None else evaluation.query, device)
     steps = len(batches)
     log_path = out / "metrics.jsonl" if ranks.main else None
     begun = first_epoch * steps + first_step
@@ -159,8 +160,10 @@ def _train(
         def due(done: int) -> bool:
             return done == config.epochs or done % config.eval_every == 0
 
-        def evaluated(done: int) -> Scores:
+        def evaluated(done: int) -> Scores | None:
             """After `done` epochs; read from the log if the run is continued after them."""
+            if evaluation is None:
+                return None
             scores = ranks.from_main(lambda: log.scores(done * steps))
             if scores is None:
                 scores = evaluate(training, evaluation, monitor if done == config.epochs else None)
@@ -186,8 +189,9 @@ def _train(
         before = ranks.from_main(lambda: log.scores(0))
 
     moments = {"before training": before} if before is not None else {}
-    moments["after training"] = after
-    console.print(metrics_table(f"{data.name}, {skipped_note(after)}", moments))
+    if after is not None:
+        moments["after training"] = after
+        console.print(metrics_table(f"{data.name}, {skipped_note(after)}", moments))
     summary = {
         **{
             moment.split()[0]: {name: m._asdict() for name, m in scores.items()}
@@ -205,7 +209,7 @@ def _train(
     }
     if ranks.main:
         write_file(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-        console.print(curves_note(out), markup=False)
+        console.print(curves_note(out))
     console.print(
         f"{summary['seconds']:.0f} s in all. The network is in {out / 'checkpoints' / 'last.pt'}"
     )

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rga_fast.reid.data.datasets import Split, SplitCounts, load_market1501, open_dataset
+from rga_fast.reid.data.datasets import (
+    Split,
+    SplitCounts,
+    load_market1501,
+    open_dataset,
+    require_evaluation,
+    require_training,
+)
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 
@@ -136,10 +143,21 @@ def test_market_in_full_size(tmp_path):
 
 
 @pytest.mark.parametrize("missing", [TRAIN, QUERY, GALLERY])
-def test_missing_folder_is_named(tree, missing):
+def test_a_missing_part_is_empty_and_reported(tree, missing):
     (tree / missing).rename(tree / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=f"no folder {missing};"):
-        open_dataset(tree)
+    if missing == TRAIN:
+        data = open_dataset(tree)
+        assert data.valid_queries().all()
+        with pytest.raises(ValueError, match=r"data: no training images .*can be evaluated only"):
+            require_training(data)
+    else:
+        with pytest.warns(UserWarning, match="data: no (query|gallery) images: nothing can be ev"):
+            data = open_dataset(tree)
+        require_training(data)
+        with pytest.raises(ValueError, match="nothing can be evaluated"):
+            require_evaluation(data)
+    sizes = {TRAIN: len(data.train), QUERY: len(data.query), GALLERY: len(data.gallery)}
+    assert [name for name, size in sizes.items() if size == 0] == [missing]
 
 
 def test_no_folder_or_a_file(tmp_path):
@@ -164,7 +182,7 @@ def test_folder_without_images(tree):
     for file in (tree / QUERY).iterdir():
         file.unlink()
     (tree / QUERY / "Thumbs.db").touch()
-    with pytest.raises(ValueError, match=r"query: no images \(.jpg, .jpeg, .png\)"):
+    with pytest.raises(ValueError, match=r"query: no images \(.jpg, .jpeg, .jpe"):
         open_dataset(tree)
 
 
@@ -176,13 +194,12 @@ def test_folder_of_junk_only(tree):
         open_dataset(tree)
 
 
-@pytest.mark.parametrize("wrong", ["alice_c1.jpg", "0002_s1.jpg", "0002_cam1.jpg", "x0002_c1.jpg"])
-def test_foreign_name_is_quoted_with_the_pattern(tree, wrong):
+@pytest.mark.parametrize("wrong", ["alice_c1.jpg", "0002_s1.jpg", "x0002_c1.jpg"])
+def test_foreign_name_is_quoted_with_an_example(tree, wrong):
     (tree / TRAIN / wrong).touch()
     with pytest.raises(ValueError, match=r"0002_c1s1_000451_03\.jpg") as error:
         open_dataset(tree)
     assert wrong in str(error.value)
-    assert r"(-?\d+)_c(\d+)" in str(error.value)
 
 
 def test_one_identity_is_not_enough_to_train(tree):

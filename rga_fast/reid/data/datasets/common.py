@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 SPLITS = ("train", "query", "gallery")
 
 
@@ -73,7 +72,8 @@ class ReidData:
     The people in `train` are not those in `query` and `gallery`, even if their numbers are equal.
     Gallery images of `distractor_identity` (None: the data set has none) show nobody from the
     queries; they stay in the gallery under that number, which no query has. `layout` describes the
-    files that were read.
+    files that were read, `notes` are sentences on what was decided and what was not read. A split
+    may be empty: see `require_training`, `why_not_evaluated`.
     """
 
     name: str
@@ -82,6 +82,7 @@ class ReidData:
     gallery: Split
     distractor_identity: int | None = None
     layout: str = ""
+    notes: tuple[str, ...] = ()
 
     def counts(self) -> list[SplitCounts]:
         """Images, identities, cameras, distractors and dropped files of each split."""
@@ -107,7 +108,21 @@ class ReidData:
         pairs = zip(gallery.identities.tolist(), gallery.cameras.tolist(), strict=True)
         seen_there = Counter(pairs)
         queries = zip(query.identities.tolist(), query.cameras.tolist(), strict=True)
-        return np.array([seen[person] > seen_there[person, camera] for person, camera in queries])
+        valid = [seen[person] > seen_there[person, camera] for person, camera in queries]
+        return np.array(valid, dtype=bool)
+
+    def why_not_evaluated(self) -> str | None:
+        """Why nothing can be evaluated, in a sentence; None if a query is valid."""
+        missing = [name for name in ("query", "gallery") if not len(getattr(self, name))]
+        if missing:
+            return f"no {' and no '.join(missing)} images: nothing can be evaluated"
+        if self.valid_queries().any():
+            return None
+        cameras = len({*self.query.cameras.tolist(), *self.gallery.cameras.tolist()})
+        return (
+            f"no valid query remains: the gallery shows none of the query identities from another "
+            f"camera ({cameras} in all), so that nothing can be evaluated"
+        )
 
 
 class Record(NamedTuple):
@@ -120,7 +135,8 @@ class Record(NamedTuple):
 
 def split_of(root: Path, records: Iterable[Record], dropped: int = 0) -> Split:
     """Sorts by path, so that labels do not depend on the order of a file system or list."""
-    paths, identities, cameras = zip(*sorted(records), strict=True)
+    ordered = sorted(records)
+    paths, identities, cameras = zip(*ordered, strict=True) if ordered else ((), (), ())
     return Split(root, paths, int64(identities), int64(cameras), dropped)
 
 
@@ -137,18 +153,6 @@ def existing_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def image_names(folder: Path) -> list[str]:
-    """The names of the images directly in `folder`, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(IMAGE_SUFFIXES)
-            and not entry.name.startswith(".")
-            and entry.is_file()
-        )
-
-
 def require_files(root: Path, paths: Iterable[str], source: Path) -> None:
     """FileNotFoundError unless all `paths`, which `source` lists, exist."""
     listed = list(paths)
@@ -161,10 +165,25 @@ def require_files(root: Path, paths: Iterable[str], source: Path) -> None:
 
 
 def require_identities(source: Path, train: Split) -> None:
-    """ValueError unless there are at least two training identities."""
+    """ValueError if there are training images of a single identity."""
     identities = np.unique(train.identities)
-    if len(identities) < 2:
+    if len(identities) == 1:
         raise ValueError(
             f"{source}: training needs images of at least 2 identities, "
             f"got only identity {identities[0]}"
         )
+
+
+def require_training(data: ReidData) -> None:
+    """ValueError unless there are training images."""
+    if not len(data.train):
+        raise ValueError(
+            f"{data.train.root}: no training images ({data.layout}); it can be evaluated only"
+        )
+
+
+def require_evaluation(data: ReidData) -> None:
+    """ValueError unless a query is valid."""
+    reason = data.why_not_evaluated()
+    if reason is not None:
+        raise ValueError(f"{data.query.root}: {reason}")

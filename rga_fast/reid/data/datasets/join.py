@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rga_fast.reid.data.datasets.common import ReidData, Split
+from rga_fast.reid.data.datasets.common import ReidData, Split, require_training
 
 
 def join_training(datasets: Sequence[ReidData]) -> ReidData:
@@ -16,15 +16,17 @@ def join_training(datasets: Sequence[ReidData]) -> ReidData:
 
     Identities and cameras of the first keep their numbers, those of each further data set are
     shifted past them, so that numbers stay distinct. A person in two data sets becomes two
-    identities. ValueError: no data set, the same one twice, or folders without a common parent
-    (different drives).
+    identities. ValueError: no data set, one without training images, an image in two of them (links
+    followed), or folders without a common parent (different drives).
     """
     if not datasets:
         raise ValueError("join_training: expected at least one data set, got none")
     first = datasets[0]
     if len(datasets) == 1:
         return first
-    trains = [data.train for data in datasets]
+    for data in datasets[1:]:
+        require_training(data)
+    trains = [data.train for data in datasets if len(data.train)]
     _refuse_twice(trains)
     return ReidData(
         name=" + ".join(data.name for data in datasets),
@@ -33,16 +35,19 @@ def join_training(datasets: Sequence[ReidData]) -> ReidData:
         gallery=first.gallery,
         distractor_identity=first.distractor_identity,
         layout=f"{len(datasets)} data sets for training, evaluated on {first.name}",
+        notes=tuple(f"{data.train.root}: {note}" for data in datasets for note in data.notes),
     )
 
 
 def _refuse_twice(trains: list[Split]) -> None:
     seen: set[str] = set()
     for split in trains:
-        first = os.path.abspath(split.file(0))
-        if first in seen:
-            raise ValueError(f"join_training: {split.root} is given twice (image {first})")
-        seen.add(first)
+        root = os.path.realpath(split.root)
+        files = {os.path.normpath(os.path.join(root, path)) for path in split.paths}
+        twice = min(seen & files, default=None)
+        if twice is not None:
+            raise ValueError(f"join_training: {split.root} is given twice (image {twice})")
+        seen |= files
 
 
 def _joined(trains: list[Split]) -> Split:

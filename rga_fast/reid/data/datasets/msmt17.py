@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from rga_fast.reid.data.datasets.common import (
@@ -13,11 +14,13 @@ from rga_fast.reid.data.datasets.common import (
     require_identities,
     split_of,
 )
+from rga_fast.reid.data.datasets.listing import Listing
 
 MSMT17_VERSIONS = {
     "MSMT17_V1": ("train", "test"),
     "MSMT17_V2": ("mask_train_v2", "mask_test_v2"),
 }
+MSMT17_NAME = re.compile(r"\d{4}_\d{3}_\d{2}_\d{4}(morning|noon|afternoon)_")
 MSMT17_LISTS = {name: f"list_{name}.txt" for name in ("train", "val", "query", "gallery")}
 
 
@@ -63,14 +66,20 @@ def msmt17_root(folder: Path) -> Path | None:
 
 
 def _looks_like(root: Path) -> bool:
+    """Whether there are lists of MSMT17; or its folders, with an image named as its are."""
     if any((root / name).is_file() for name in MSMT17_LISTS.values()):
         return True
-    if (root / "query").is_dir():  # own images, whose folder `test` is ignored
-        return False
     return any(
-        (root / train).is_dir() and (root / test).is_dir()
+        (root / train).is_dir() and (root / test).is_dir() and _first_is_msmt17(root / train)
         for train, test in MSMT17_VERSIONS.values()
     )
+
+
+def _first_is_msmt17(folder: Path) -> bool:
+    listing = Listing(folder)
+    for person in listing.folders()[:1]:
+        return any(MSMT17_NAME.match(name) for name in listing.images(person)[:1])
+    return False
 
 
 def _version(root: Path) -> tuple[str, str, str]:
@@ -92,7 +101,12 @@ def _read_list(root: Path, name: str, folder: str) -> list[Record]:
         )
         expected = ", ".join(MSMT17_LISTS.values())
         raise FileNotFoundError(f"{source}: no such file; MSMT17 has {expected} ({hint})")
-    lines = source.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{source}: expected UTF-8, got byte {error.object[error.start]:#x}"
+        ) from None
     records = [
         _parse_line(f"{source}, line {number}", line, folder)
         for number, line in enumerate(lines, start=1)
@@ -105,7 +119,8 @@ def _read_list(root: Path, name: str, folder: str) -> list[Record]:
 
 
 def _parse_line(where: str, line: str, folder: str) -> Record:
-    path, identity = [*line.rsplit(maxsplit=1), ""][:2]
+    path, identity = [*line.strip().rsplit(maxsplit=1), ""][:2]
+    path = path.replace("\\", "/")
     tokens = path.rpartition("/")[2].split("_")
     if not (identity.isdecimal() and len(tokens) > 2 and tokens[2].isdecimal()):
         raise ValueError(

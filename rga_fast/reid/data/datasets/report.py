@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from rga_fast.reid.data.datasets.common import ReidData, SplitCounts
 
 
@@ -26,6 +28,11 @@ PUBLISHED = {
         "train": Published(12936, 751, 6),
         "query": Published(3368, 750, 6),
         "gallery": Published(15913, 750, 6, distractors=2798, dropped=3819),
+    },
+    "dukemtmc": {  # 408 people of the gallery are in no query
+        "train": Published(16522, 702, 8),
+        "query": Published(2228, 702, 8),
+        "gallery": Published(17661, 1110, 8),
     },
     "cuhk03-labeled": {
         "train": Published(7368, 767, 2),
@@ -74,15 +81,18 @@ def dataset_report(data: ReidData) -> DataReport:
     """Compares the counts of `data` with the published ones for its name, and looks for pitfalls.
 
     Errors: counts that differ from the published ones, no valid query. Remarks: queries that the
-    evaluation will skip because no other camera shows their identity, fewer identities than a batch
-    of the published recipe needs, identities with a single image.
+    evaluation will skip because no other camera shows their identity, a part without images, fewer
+    identities than a batch of the published recipe needs, identities with a single image, and the
+    notes of `data`.
     """
     published = PUBLISHED.get(data.name, {})
     rows = [ReportRow(counts, published.get(counts.split)) for counts in data.counts()]
     errors = [problem for row in rows for problem in _wrong_counts(row)]
     remarks = _training_traps(data, rows[0].found)
     skipped = len(data.query) - int(data.valid_queries().sum())
-    if skipped:
+    if not (len(data.query) and len(data.gallery)):
+        remarks.insert(0, str(data.why_not_evaluated()))
+    elif skipped:
         sentence = (
             f"query: {skipped:,} of {len(data.query):,} will be skipped, as the gallery shows "
             "their identity from no other camera"
@@ -91,7 +101,7 @@ def dataset_report(data: ReidData) -> DataReport:
             remarks.insert(0, sentence)
         else:
             errors.append(f"{sentence}: nothing can be evaluated")
-    return DataReport(data.name, data.layout, rows, errors, remarks)
+    return DataReport(data.name, data.layout, rows, errors, [*remarks, *data.notes])
 
 
 def _wrong_counts(row: ReportRow) -> list[str]:
@@ -105,7 +115,9 @@ def _wrong_counts(row: ReportRow) -> list[str]:
 
 
 def _training_traps(data: ReidData, train: SplitCounts) -> list[str]:
-    problems = []
+    problems: list[str] = []
+    if not train.images:
+        return ["train: no images: the data can be evaluated only"]
     if train.identities < BATCH_IDENTITIES:
         problems.append(
             f"train: {train.identities} identities, but a batch of the published recipe takes "
@@ -121,7 +133,4 @@ def _training_traps(data: ReidData, train: SplitCounts) -> list[str]:
 
 
 def _single_images(data: ReidData) -> int:
-    images = [0] * (int(data.train.labels.max()) + 1)
-    for label in data.train.labels.tolist():
-        images[label] += 1
-    return images.count(1)
+    return int((np.bincount(data.train.labels) == 1).sum())
