@@ -20,6 +20,7 @@ VERBS = (
     "search",
     "serve",
     "ablate",
+    "export",
     "data",
     "synth",
     "info",
