@@ -60,7 +60,7 @@ def to_pixels(image: Image.Image, size: Size) -> np.ndarray:
     ValueError for what `read_image` does not take; whatever decoding raises.
     """
     _check(image)
-    upright = UPRIGHT.get(_orientation(image))
+    upright = UPRIGHT.get(_orientation(image) or 1)
     whole = image if upright is None else image.transpose(upright)
     rgb = whole if whole.mode == "RGB" else whole.convert("RGB")
     return np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR))
