@@ -17,8 +17,8 @@ from rga_fast.reid.data.images import Size, available_cores, read_image
 from rga_fast.reid.retrieval.features import batch_features
 from rga_fast.reid.retrieval.model import ReidModel
 
-# Batches that are decoded or wait for the network. On a CPU the network takes all cores, and threads
-# that decode at the same time delay it by more than they gain.
+# Batches that are decoded or wait for the network. On a CPU the network takes all cores, and
+# threads that decode at the same time delay it by more than they gain.
 _AHEAD_ON_CPU, _AHEAD = 1, 3
 
 
