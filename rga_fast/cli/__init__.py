@@ -14,10 +14,13 @@ import rga_fast
 VERBS = (
     "train",
     "evaluate",
+    "report",
+    "visualize",
     "index",
     "search",
     "serve",
     "ablate",
+    "export",
     "data",
     "synth",
     "info",

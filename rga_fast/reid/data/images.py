@@ -71,8 +71,9 @@ def _check(image: Image.Image) -> None:
     width, height = image.size
     if min(width, height) < SMALLEST:
         raise ValueError(f"{width} x {height} pixels; expected an image of a person")
-    if image.format in ANIMATED and getattr(image, "is_animated", False):
-        raise ValueError(f"an animation ({image.format} with {image.n_frames} frames)")
+    frames = getattr(image, "n_frames", 1)
+    if image.format in ANIMATED and frames > 1:
+        raise ValueError(f"an animation ({image.format} with {frames} frames)")
     if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
         raise ValueError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
 
