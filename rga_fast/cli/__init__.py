@@ -16,14 +16,8 @@ VERBS = ("train", "evaluate", "data", "synth", "info")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb. Returns 0; 1 after an error that is reported in a line, 130 after an interrupt.
     `data` also returns 1 if something is wrong with the data."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = _parser(arguments)
-    options, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(options, "fields") or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes field=value in one place only, people write it between the options
-        options.fields += rest
     try:
+        options = _options(sys.argv[1:] if arguments is None else arguments)
         return options.run(options) or 0
     except KeyboardInterrupt:
         print("rga-fast: interrupted", file=sys.stderr)
@@ -32,6 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
         print(f"rga-fast: {rank}error: {_message(error)}", file=sys.stderr)
         return 1
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "fields") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes field=value in one place only, people write it between the options
+        options.fields += rest
+    return options
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

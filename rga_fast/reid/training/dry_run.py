@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rga_fast.reid.checkpoint import make_network
 from rga_fast.reid.config import Config
 from rga_fast.reid.console import console, progress
-from rga_fast.reid.data.datasets import ReidData, open_dataset
+from rga_fast.reid.data.datasets import ReidData, open_dataset, require_training
 from rga_fast.reid.data.images import cache_note
 from rga_fast.reid.data.sampler import make_sampler
 from rga_fast.reid.data.source import open_source
@@ -22,6 +22,7 @@ from rga_fast.reid.files import size_text
 from rga_fast.reid.network.describe import describe_network
 from rga_fast.reid.synth import write_dataset
 from rga_fast.reid.synth.cached import IDENTITIES, SEED, cached_folder
+from rga_fast.reid.training.advice import start_notes, step_seconds, time_note
 from rga_fast.reid.training.memory import step_memory
 
 
@@ -41,6 +42,7 @@ def describe_run(config: Config) -> None:
     console.print(config.to_yaml().rstrip())
     data = _open(config)
     console.print(dataset_table(data))
+    require_training(data)
     num_classes = len(np.unique(data.train.labels))
     sampler, positions = make_sampler(
         data.train.labels,
@@ -70,6 +72,14 @@ def describe_run(config: Config) -> None:
         "  estimated from the sizes of all tensors; scratch memory of operators, fragmentation and "
         "the program itself are not included"
     )
+    for note in start_notes(config, device):
+        console.print(note, markup=False)
+    if device.type == "cpu":
+        seconds = step_seconds(config, num_classes, device) / world
+        console.print(time_note(config, device, seconds * steps * config.epochs))
+    reason = data.why_not_evaluated()
+    if reason is not None:
+        console.print(f"this run would train only: {reason}", markup=False)
     if config.cache != "off":
         console.print(
             cache_note(config.cache, (data.train, data.query, data.gallery), config.size, world)
