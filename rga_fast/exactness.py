@@ -67,15 +67,7 @@ def _read(branch: Branch) -> Any:
             return None
         for module in modules:
             own = module.__dict__
-            if (
-                own["_forward_hooks"]
-                or own["_forward_pre_hooks"]
-                or own["_backward_hooks"]
-                or own["_backward_pre_hooks"]
-                or "forward" in own
-                or "_conv_forward" in own
-                or "_call_impl" in own
-            ):
+            if _hooked(own) or "forward" in own or "_conv_forward" in own or "_call_impl" in own:
                 return None
         last = steps[-1]
         convolutions = [step[0].__dict__ for step in steps] + [last[3].__dict__]
@@ -95,6 +87,15 @@ def _read(branch: Branch) -> Any:
         )
     except LookupError:
         return None
+
+
+def _hooked(own: dict[str, Any]) -> bool:
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+    )
 
 
 def _geometry(own: dict[str, Any]) -> tuple[Any, ...]:
@@ -148,12 +149,7 @@ def _layer(layer: nn.Module, count: int) -> str | None:
 def _changed(module: nn.Module) -> str | None:
     """What was done to one module, as opposed to its class."""
     own = module.__dict__
-    if (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-    ):
+    if _hooked(own):
         return f" ({type(module).__name__}) has hooks"
     for name in _METHODS:
         if name in own:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 import rga_fast
 
-VERBS = ("train", "evaluate", "data", "synth", "info")
+VERBS = ("train", "evaluate", "ablate", "data", "synth", "info")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb. Returns 0; 1 after an error that is reported in a line, 130 after an interrupt.
     `data` also returns 1 if something is wrong with the data."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8, nor terminals
+            stream.reconfigure(errors="backslashreplace")
     try:
         options = _options(sys.argv[1:] if arguments is None else arguments)
-        return options.run(options) or 0
+        return options.module.run(options) or 0
     except KeyboardInterrupt:
         print("rga-fast: interrupted", file=sys.stderr)
         return 130
@@ -31,16 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser(arguments)
     options, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(options, "fields") or any(text.startswith("-") for text in rest)):
+    unknown = [text for text in rest if text.startswith("-")]
+    if unknown:
+        parser.error(_unknown_options(unknown, options))
+    more = getattr(options, "more", None)
+    if rest and more is None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes field=value in one place only, people write it between the options
-        options.fields += rest
+    if rest and more is not None:
+        # argparse takes a list of arguments in one place only, people write it between the options
+        setattr(options, more, getattr(options, more) + rest)
     return options
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rga-fast",
+        allow_abbrev=False,
         description="Person re-identification with relation-aware global attention.",
     )
     parser.add_argument("--version", action="version", version=f"rga_fast {rga_fast.__version__}")
@@ -50,11 +60,19 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     for name in VERBS:
         module = importlib.import_module(f"rga_fast.cli.{name}")
         text = module.HELP
-        verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        verb.set_defaults(run=module.run)
+        description = text[0].upper() + text[1:] + "."
+        verb = verbs.add_parser(name, help=text, description=description, allow_abbrev=False)
         if name == chosen:
             module.add_options(verb)
+        verb.set_defaults(module=module, known=tuple(verb._option_string_actions))
     return parser
+
+
+def _unknown_options(texts: Sequence[str], options: argparse.Namespace) -> str:
+    from rga_fast.reid.words import unknown_option
+
+    fields = options.module.field_names() if hasattr(options, "more") else ()
+    return "; ".join(unknown_option(text, options.known, fields) for text in texts)
 
 
 def _message(error: BaseException) -> str:

@@ -22,6 +22,11 @@ def add_options(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not train on MSMT17's validation images; by default they are training images",
     )
+    verb.add_argument(
+        "--pattern",
+        metavar="REGEX",
+        help="for names of images: '(?P<identity>\\d{4})(?P<camera>\\d{3})', as for train",
+    )
     verb.add_argument("--decode", action="store_true", help="open every image, too")
 
 
@@ -38,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
                 path,
                 boxes=options.boxes,
                 train_on_val=not options.without_val,
+                pattern=options.pattern,
                 decode=options.decode,
                 progress=bar,
             )

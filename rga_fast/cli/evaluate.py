@@ -1,19 +1,34 @@
-"""`rga-fast evaluate`: scores of a checkpoint on a data set."""
+"""`rga-fast evaluate`: scores of checkpoints on data sets."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rga_fast import dispatch
 
-HELP = "rank-k, mAP and mINP of a checkpoint"
+if TYPE_CHECKING:
+    from rga_fast.reid.retrieval.evaluation import Evaluation, Evaluator
+
+HELP = "rank-k, mAP and mINP of checkpoints; verification"
 
 
 def add_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    verb.add_argument("--data", metavar="PATH", help="a data set; without it: that of the training")
+    verb.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="the folder of a run (its newest checkpoint) or a checkpoint; then, if any, "
+        "field=value such as eval_batch=256",
+    )
+    verb.set_defaults(more="runs")
+    verb.add_argument(
+        "--data",
+        action="append",
+        metavar="PATH",
+        help="a data set, may be repeated; without it: that of the training",
+    )
     verb.add_argument(
         "--flip", action="store_true", help="average the features of image and mirror image"
     )
@@ -26,56 +41,121 @@ def add_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--rerank-with", dest="rerank", metavar="K1,K2,LAMBDA", help="the same with other numbers"
     )
-    verb.add_argument("--json", type=Path, metavar="FILE", help="write the scores to a file")
+    verb.add_argument(
+        "--keep-same-camera",
+        action="store_true",
+        help="matches under the query's own camera count, too: for data of one camera",
+    )
+    verb.add_argument(
+        "--verification",
+        action="store_true",
+        help="also ROC, equal error rate, search for people who are not in the gallery; chooses a "
+        "threshold for the same person and stores it beside the checkpoint",
+    )
+    verb.add_argument(
+        "--far",
+        type=float,
+        default=1e-4,
+        metavar="RATE",
+        help="share of pairs of two people that this threshold may accept (default 0.0001)",
+    )
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file")
+    verb.add_argument("--csv", type=Path, metavar="FILE", help="write the scores to a file")
     verb.add_argument(
         "--features",
         type=Path,
         metavar="FILE",
         help="write features and labels to a file (.safetensors)",
     )
+    verb.add_argument("--device", default="auto", help="auto (default): cuda if there is one")
     verb.add_argument("--impl", choices=dispatch.ARGUMENTS, default="auto")
 
 
+def field_names() -> tuple[str, ...]:
+    """What can be set as field=value."""
+    from rga_fast.reid.retrieval.evaluation import FIELDS
+
+    return FIELDS
+
+
 def run(options: argparse.Namespace) -> None:
-    import json
-
-    from rga_fast.reid.checkpoint import open_trained
-    from rga_fast.reid.console import console, progress
-    from rga_fast.reid.data.images import cache_note
-    from rga_fast.reid.data.source import open_source
-    from rga_fast.reid.files import write_file
-    from rga_fast.reid.retrieval import features
+    from rga_fast.reid.checkpoint import find_checkpoint
+    from rga_fast.reid.config import parse_assignments
+    from rga_fast.reid.console import console
+    from rga_fast.reid.distributed import joined, pick_device
+    from rga_fast.reid.files import check_outputs
+    from rga_fast.reid.retrieval.evaluation import Evaluator, Options
+    from rga_fast.reid.retrieval.ranking import Rule
     from rga_fast.reid.retrieval.rerank import Reranking
-    from rga_fast.reid.retrieval.tables import metrics_table, skipped_note
-
-    rerank = None if options.rerank is None else Reranking.parse(options.rerank)
-    network, config, epoch = open_trained(options.checkpoint, impl=options.impl)
-    paths = config.data if options.data is None else options.data
-    data = open_source(paths, boxes=config.boxes, train_on_val=config.train_on_val)
-    if config.cache == "memory":
-        console.print(cache_note(config.cache, (data.query, data.gallery), config.size))
-    with progress("decoding images") as bar:
-        images = features.open_eval_data(
-            data, config.size, cache=config.cache, folder=config.cache_folder, progress=bar
-        )
-    query, gallery = features.extract_query_gallery(
-        network,
-        images,
-        batch_size=config.eval_batch,
-        device=next(network.parameters()).device,
-        workers=config.readers,
-        flip=options.flip,
+    from rga_fast.reid.retrieval.tables import (
+        evaluation_lines,
+        evaluation_table,
+        verification_table,
     )
-    scores = features.score(data, query, gallery)
-    moments = {f"epoch {epoch}": scores}
-    if rerank is not None:
-        moments["re-ranked"] = features.score(data, query, gallery, rerank)
-    console.print(metrics_table(f"{data.name}, {skipped_note(scores)}", moments))
+
+    runs, assignments = _divided(options.runs)
+    paths = options.data or [None]
+    if options.features is not None and len(runs) * len(paths) > 1:
+        raise ValueError("--features takes one checkpoint and one data set")
+    if not 0 < options.far < 1:
+        raise ValueError(f"--far must be above 0 and below 1, got {options.far}")
+    wanted = Options(
+        options.flip,
+        None if options.rerank is None else Reranking.parse(options.rerank),
+        Rule(keep_same_camera=options.keep_same_camera),
+        options.verification,
+        options.far,
+    )
+    fields = {"device": options.device, "impl": options.impl} | parse_assignments(assignments)
+    with joined(pick_device(str(fields["device"]))) as ranks:
+        evaluator = Evaluator(wanted, fields, ranks)
+        if ranks.main:
+            check_outputs([p for p in (options.json, options.csv, options.features) if p])
+        checkpoints = [find_checkpoint(run) for run in runs]
+        found = [row for path in checkpoints for row in evaluator.run(path, paths)]
+        if not ranks.main:
+            return
+        _write(options, evaluator, found)
+        for line in evaluation_lines(found):
+            console.print(line, markup=False)
+        console.print(evaluation_table(found))
+        if options.verification:
+            console.print(verification_table(found))
+            for path in checkpoints:
+                _store(next(row for row in found if row.checkpoint == path))
+
+
+def _divided(texts: list[str]) -> tuple[list[str], list[str]]:
+    """Runs, and field=value; a path may hold the sign, too."""
+    fields = [text for text in texts if text.partition("=")[0].isidentifier() and "=" in text]
+    fields = [text for text in fields if not Path(text).exists()]
+    return [text for text in texts if text not in fields], fields
+
+
+def _write(options: argparse.Namespace, evaluator: Evaluator, found: list[Evaluation]) -> None:
+    from rga_fast.reid.files import json_text, write_file
+    from rga_fast.reid.retrieval.evaluation import csv_text
+    from rga_fast.reid.retrieval.features import save_features
+
     if options.json is not None:
-        rows: dict[str, Any] = {name: metrics._asdict() for name, metrics in scores.items()}
-        if rerank is not None:
-            again = moments["re-ranked"].items()
-            rows["reranked"] = {name: metrics._asdict() for name, metrics in again}
-        write_file(options.json, json.dumps(rows, indent=2) + "\n")
-    if options.features is not None:
-        features.save_features(options.features, data, query, gallery)
+        write_file(options.json, json_text([row.as_dict() for row in found]))
+    if options.csv is not None:
+        write_file(options.csv, csv_text(found))
+    if options.features is not None and evaluator.latest is not None:
+        save_features(options.features, *evaluator.latest)
+
+
+def _store(row: Evaluation) -> None:
+    """The threshold of the first data set, beside the checkpoint."""
+    from rga_fast.reid.console import console
+    from rga_fast.reid.retrieval.tables import threshold_note
+    from rga_fast.reid.retrieval.threshold import save_threshold, threshold_path
+
+    assert row.verified is not None
+    verified = row.verified["after_neck"]
+    console.print(threshold_note(verified.threshold, verified.mistaken), markup=False)
+    try:
+        save_threshold(row.checkpoint, verified.threshold)
+        console.print(f"Stored in {threshold_path(row.checkpoint)}", markup=False)
+    except OSError as error:
+        console.print(f"Not stored beside the checkpoint: {error}", markup=False)

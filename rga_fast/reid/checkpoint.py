@@ -94,6 +94,23 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint that a path names: a file, or the newest intact one of a run's folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if all of a run are damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    folders = [folder for folder in (path / "checkpoints", path) if folder.is_dir()]
+    found = next(filter(None, map(latest_checkpoint, folders)), None)
+    if found is None:
+        raise FileNotFoundError(f"{path}: expected the folder of a run, with checkpoints/{LAST}")
+    return found
+
+
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint, of earlier versions too. Code in the file is never run.
 
@@ -123,12 +140,13 @@ class Trained(NamedTuple):
 
 
 def open_trained(
-    path: str | os.PathLike[str], device: torch.device | str | None = None, **fields: Any
+    path: str | os.PathLike[str], device: torch.device | str = "auto", **fields: Any
 ) -> Trained:
     """The network in a checkpoint, with the weights to evaluate (averaged if there are any).
 
     Args:
-        device: for the network; by default that of the configuration.
+        device: for the network, by default a GPU where there is one; not that of the
+            configuration, which belongs to the machine of the training.
         fields: of the configuration, to replace, such as `impl`.
 
     Raises:
@@ -140,7 +158,7 @@ def open_trained(
     config = saved.config.replace(**fields)
     network = make_network(config, saved.num_classes)
     load_weights(network, saved.weights, str(path))
-    network.to(pick_device(config.device) if device is None else device).eval()
+    network.to(pick_device(device) if isinstance(device, str) else device).eval()
     return Trained(network, config, saved.epoch)
 
 

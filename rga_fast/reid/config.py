@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from rga_fast import dispatch
 from rga_fast.reid.data.datasets.cuhk03 import BOXES
+from rga_fast.reid.data.datasets.pattern import compile_pattern
 from rga_fast.reid.data.images import CACHES
 from rga_fast.reid.field import (
     DECAY,
@@ -29,6 +31,7 @@ from rga_fast.reid.files import write_file
 from rga_fast.reid.network import attention
 from rga_fast.reid.network.attention import rga
 from rga_fast.reid.network.resnet import ARCHITECTURES
+from rga_fast.reid.words import meant
 
 SCHEDULES = ("step", "cosine")
 AMP = ("off", "bf16", "fp16")
@@ -39,7 +42,13 @@ def _are_paths(value: Any) -> bool:
     return bool(listed) and all(isinstance(path, str) for path in listed)
 
 
+def _is_pattern(value: Any) -> bool:
+    compile_pattern(value)  # ValueError in its own words
+    return True
+
+
 PATHS = Range("a path or several", _are_paths)
+PATTERN = Range("a regular expression", _is_pattern)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,16 @@ class Config:
         None, "boxes of CUHK03; none: labeled if it has them", choices=BOXES
     )
     train_on_val: bool = declare(True, "train on the validation images of MSMT17, too")
+    pattern: str | None = declare(
+        None,
+        "regular expression for names of images, with (?P<identity>...) and (?P<camera>...)",
+        range=PATTERN,
+        option=True,
+        metavar="REGEX",
+    )
+    skip_damaged: bool = declare(
+        False, "open every image first, and leave out those that cannot be read", option=True
+    )
     height: int = declare(256, "of the images, in pixels", range=POSITIVE_INTEGER)
     width: int = declare(128, "of the images, in pixels", range=POSITIVE_INTEGER)
     cache: str = declare(
@@ -172,6 +191,9 @@ class Config:
     translate: float = declare(0.5, "probability of a random translation", range=PROBABILITY)
     flip: float = declare(0.5, "probability of a horizontal flip", range=PROBABILITY)
     erase: float = declare(0.5, "probability of random erasing", range=PROBABILITY)
+    jitter: float = declare(
+        0.0, "probability of random brightness, contrast and saturation", range=PROBABILITY
+    )
 
     eval_every: int = declare(
         40,
@@ -192,7 +214,13 @@ class Config:
         False, "record a few steps, name the slowest operators", option=True, may_differ=True
     )
     seed: int = declare(0, "of every random choice", range=NOT_NEGATIVE, option=True, metavar="S")
-    device: str = declare("auto", "auto: cuda if there is one, else cpu", may_differ=True)
+    device: str = declare(
+        "auto",
+        "auto: cuda if there is one, else cpu",
+        option=True,
+        metavar="NAME",
+        may_differ=True,
+    )
 
     def __post_init__(self) -> None:
         for name, field in fields_of(Config).items():
@@ -204,6 +232,12 @@ class Config:
     def size(self) -> tuple[int, int]:
         """(height, width) of the images."""
         return self.height, self.width
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data set is read: the options of `open_source`."""
+        names = ("boxes", "train_on_val", "pattern", "skip_damaged")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def readers(self) -> int:
@@ -232,8 +266,8 @@ class Config:
         return [
             name
             for name, field in fields_of(Config).items()
-            if getattr(self, name) != getattr(other, name)
-            and not (field.may_differ or name in free)
+            if not (field.may_differ or name in free)
+            and not _same(getattr(self, name), getattr(other, name))
         ]
 
     def to_yaml(self) -> str:
@@ -260,6 +294,13 @@ class Config:
             raise ValueError(f"{path}: {error}") from error
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Whether values are equal, or paths of the same file."""
+    if isinstance(a, str) and isinstance(b, str):
+        return os.path.abspath(a) == os.path.abspath(b)
+    return bool(a == b)
+
+
 # Configurations and checkpoints of earlier versions have these fields. RENAMED: former name, name.
 # FORMER: options of RGA that are now part of the name in `attention`, with their types.
 RENAMED = {"val_trains": "train_on_val"}
@@ -278,8 +319,10 @@ def find_field(name: str) -> Field:
         return Field(name, kinds_of(FORMER[name]), None, "", None, None, False, None, False)
     if RENAMED.get(name, name) in fields:
         return fields[RENAMED.get(name, name)]
-    nearest = difflib.get_close_matches(name, fields, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(fields)}"
+    nearest = meant(name, fields=tuple(fields))
+    hint = f"; there are {', '.join(fields)}"
+    if nearest is not None:
+        hint = f"; did you mean {nearest.replace('=', '')!r}?"
     raise ValueError(f"config: unknown field {name!r}{hint}")
 
 
@@ -347,6 +390,9 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"expected field=value, got {assignment!r}")
+            raise ValueError(
+                f"expected field=value, got {assignment!r}; a data set is named by --data PATH, a "
+                "recipe by --recipe NAME"
+            )
         fields[name] = find_field(name).parse(text)
     return fields

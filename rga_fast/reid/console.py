@@ -17,7 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+# Texts hold paths, in which [exp1] is no markup and :car: no emoji.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 Advance = Callable[[int, int], None]  # done, total
 
@@ -37,10 +38,10 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
     `QUIET` seconds, and nothing for what takes less.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         _TimeLeft(),
     )
     printed = time.monotonic()
@@ -56,6 +57,6 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
                 printed = time.monotonic()
                 of = bar.tasks[0].total
                 reached = f"{done:,}" if of is None else f"{done:,}/{of:,.0f}"
-                console.print(f"{description}  {reached}  {note}".rstrip(), markup=False)
+                console.print(f"{description}  {reached}  {note}".rstrip())
 
         yield update

@@ -81,7 +81,12 @@ class Field(NamedTuple):
             raise ValueError(f"config: {self.name} must be {self.range.words}, got {value!r}")
 
     def parse(self, text: str) -> Any:
-        """The value in `field=text`, read as YAML; the brackets of a sequence may be omitted."""
+        """The value in `field=text`, read as YAML; the brackets of a sequence may be omitted.
+
+        A field of free text, such as a path, takes the text as it is, commas and all; `[a, b]` are
+        several and `null` is none."""
+        if str in self.kinds and self.choices is None:
+            return self._parse_text(text)
         listed = tuple in self.kinds and not text.startswith("[")
         try:
             return yaml.safe_load(f"[{text}]" if listed else text)
@@ -89,6 +94,14 @@ class Field(NamedTuple):
             raise ValueError(
                 f"config: {self.name}: expected a value in YAML, got {text!r}"
             ) from None
+
+    def _parse_text(self, text: str) -> Any:
+        if text in ("", "null", "none", "None") and types.NoneType in self.kinds:
+            return None
+        if tuple in self.kinds and text.startswith("[") and text.endswith("]"):
+            with contextlib.suppress(yaml.YAMLError):
+                return yaml.safe_load(text)
+        return text
 
     def describe(self) -> str:
         """Its meaning, with the choices if they are few."""

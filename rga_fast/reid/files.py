@@ -1,18 +1,19 @@
-"""Files: written atomically, strict JSON, sizes and times in words, and the user's cache folder."""
+"""Files: written atomically, sizes and times in words, and the user's cache folder."""
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)  # what writing to such a place gives
 
 Content = str | bytes | memoryview | Callable[[Path], object]
 
@@ -46,7 +47,12 @@ def write_file(
         size = len(content)
     try:
         with named_errors(path, size):
+            partial.touch()
+            mode = (
+                partial.stat().st_mode
+            )  # by the umask; safetensors would keep others from reading
             _write(partial, content)
+            partial.chmod(mode)
             with partial.open("r+b") as file:
                 os.fsync(file.fileno())
         if previous is not None and path.exists():
@@ -55,6 +61,35 @@ def write_file(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def check_outputs(paths: Sequence[Path]) -> None:
+    """Refuses files that could not be written, before the work for them begins.
+
+    Raises:
+        OSError: if a folder is missing or read-only, or a path is a folder.
+        ValueError: if two of them are the same file.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: expected the name of a file, this is a folder")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+        if path.exists() and not path.is_file():
+            continue  # a device
+        if sum(path.resolve() == other.resolve() for other in paths) > 1:
+            raise ValueError(f"{path}: given twice")
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            partial.touch()
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, str(path)) from None
+        partial.unlink()
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON; ValueError for NaN and infinity, which JSON does not have."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def _write(path: Path, content: Content) -> None:
@@ -86,7 +121,7 @@ def user_cache() -> Path:
     try:
         return Path.home() / ".cache" / "rga_fast"
     except RuntimeError:  # containers run under numbers that no user has
-        return Path(tempfile.gettempdir()) / f"rga_fast-{os.getuid()}"
+        return Path(tempfile.gettempdir()) / f"rga_fast-{getattr(os, 'getuid', int)()}"
 
 
 def size_text(nbytes: int) -> str:
@@ -103,19 +138,6 @@ def duration_text(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    """`value` as strict JSON: numbers that are not finite become null, as JSON has none."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

@@ -184,6 +184,7 @@ def test_offsets_within_an_image_fit_32_bits():
     checks.check("relate_fwd", arguments)
 
 
+@needs_triton
 def test_auto_never_interprets():
     x = make_map((2, 8, 4, 2))
     if INTERPRETED:
@@ -191,6 +192,7 @@ def test_auto_never_interprets():
     assert rga_fast.choose("auto", x).impl != "triton"
 
 
+@needs_triton
 def test_unsupported_inputs_are_said():
     x = make_map((2, 8, 4, 2), dtype=torch.float64)
     words = "the map is float64" if INTERPRETED else "it runs on a GPU, the map is on cpu"

@@ -1,8 +1,6 @@
 """One atomic write: the old file or the new one, and nothing else, whatever happens."""
 
 import errno
-import json
-import math
 import os
 from pathlib import Path
 
@@ -10,7 +8,6 @@ import pytest
 
 from rga_fast.reid.files import (
     duration_text,
-    json_text,
     named_errors,
     size_text,
     user_cache,
@@ -92,13 +89,6 @@ def test_a_full_disk_is_told_with_file_and_size(tmp_path):
     with pytest.raises(PermissionError) as error, named_errors(tmp_path / "rows"):
         raise PermissionError(errno.EACCES, "Permission denied", "other")
     assert (error.value.strerror, error.value.filename) == ("Permission denied", "other")
-
-
-def test_json_is_strict():
-    value = {"a": [1.5, math.nan, (math.inf, "NaN")], "b": None, "c": {"d": -math.inf}}
-    text = json_text(value)
-    assert json.loads(text) == {"a": [1.5, None, [None, "NaN"]], "b": None, "c": {"d": None}}
-    assert json_text({"a": 1}, indent=2) == '{\n  "a": 1\n}'
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import rga_fast
 PACKAGE = Path(rga_fast.__file__).parent
 ROOMS = [
     ["the attention"],  # rga_fast outside reid/
-    ["files", "console", "field"],
+    ["files", "console", "field", "words"],
     ["distributed", "synth"],
     ["data", "network"],
     ["config"],
@@ -19,6 +19,7 @@ ROOMS = [
     ["retrieval"],
     ["report"],
     ["training"],
+    ["ablation"],
     ["the command line"],
 ]
 RANKS = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

@@ -1,4 +1,4 @@
-"""The published augmentation, for a whole batch on its device.
+"""The published augmentation and colour jitter, for a whole batch on its device.
 
 Random numbers are drawn first, on the CPU (`Augmentation.draw`), then applied. So a generator makes
 the same choices for every device, nothing waits for the device, and a process that holds a slice of
@@ -7,6 +7,7 @@ a batch applies the same slice of the draws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 ERASE_ATTEMPTS = 100
+GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as Pillow's "L"
 
 
 @contextmanager
@@ -42,17 +44,19 @@ class Draws(NamedTuple):
     offset: Tensor  # int64 (B, 2): top and left of the crop from the enlarged image
     flip: Tensor  # bool (B,)
     erase: Tensor  # int64 (B, 4): top, left, height, width; zeros without erasing
+    colour: Tensor  # float64 (B, 3): factors of brightness, contrast, saturation; 1 without jitter
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random translation, flip and erasing with the published probabilities and ranges.
+    """Random translation, flip and erasing with the published probabilities and ranges; jitter.
 
     Translation enlarges an image by `enlarge` and crops it at a random place. It enlarges the image
     at training size, so that a cache holds every image once; the published code resizes the file.
     Files of the training size give the same pixels, others a slightly softer image. Erasing fills a
     rectangle with 0 after normalisation; its share of the image and its aspect (height / width) are
-    uniform in `erase_area` and `erase_aspect`.
+    uniform in `erase_area` and `erase_aspect`. Jitter, which the published recipe does not have,
+    multiplies brightness, contrast and saturation by factors uniform in `jitter_range`.
 
     ValueError: a probability outside 0..1, `enlarge` below 1, an invalid range.
     """
@@ -63,16 +67,19 @@ class Augmentation:
     erase: float = 0.5
     erase_area: tuple[float, float] = (0.02, 0.4)
     erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    jitter: float = 0.0
+    jitter_range: tuple[float, float] = (0.7, 1.3)
 
     def __post_init__(self) -> None:
-        for name in ("translate", "flip", "erase"):
+        for name in ("translate", "flip", "erase", "jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
                     f"Augmentation: {name} must be a probability, got {getattr(self, name)}"
                 )
         if self.enlarge < 1:
             raise ValueError(f"Augmentation: enlarge must be at least 1, got {self.enlarge}")
-        for name, most in (("erase_area", 1.0), ("erase_aspect", float("inf"))):
+        limits = {"erase_area": 1.0, "erase_aspect": math.inf, "jitter_range": math.inf}
+        for name, most in limits.items():
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
                 raise ValueError(
@@ -100,6 +107,7 @@ class Augmentation:
             erase=self._rectangles(
                 size, uniform() < self.erase, uniform(2, ERASE_ATTEMPTS), uniform(2)
             ),
+            colour=self._colours(uniform() < self.jitter, uniform(3)),
         )
 
     @_one_thread()
@@ -119,6 +127,8 @@ class Augmentation:
             pixels[i] = image[top : top + H, left : left + W]
         for i in draws.flip.nonzero().flatten().tolist():
             pixels[i] = pixels[i].flip(1)
+        for i in (draws.colour != 1).any(dim=1).nonzero().flatten().tolist():
+            pixels[i] = _jittered(pixels[i], *draws.colour[i].tolist())
         images = normalise(pixels)
         for image, (top, left, height, width) in zip(images, draws.erase.tolist(), strict=True):
             image[:, top : top + height, left : left + width] = 0
@@ -126,6 +136,9 @@ class Augmentation:
 
     def _enlarged(self, size: tuple[int, int]) -> tuple[int, int]:
         return round(size[0] * self.enlarge), round(size[1] * self.enlarge)
+
+    def _colours(self, wanted: Tensor, place: Tensor) -> Tensor:
+        return torch.where(wanted[:, None], torch.lerp(*_ends(self.jitter_range), place), 1.0)
 
     def _rectangles(
         self, size: tuple[int, int], wanted: Tensor, shape: Tensor, place: Tensor
@@ -184,6 +197,17 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     else:
         images = F.interpolate(images.float(), size=size, mode="bilinear").round().byte()
     return images.permute(0, 2, 3, 1)
+
+
+def _jittered(pixels: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    """uint8 (H, W, 3) -> the same shape. Contrast is about the image's mean grey, saturation about
+    each pixel's grey."""
+    image = pixels.float() * brightness
+    red, green, blue = image.split(1, dim=2)
+    grey = GREY[0] * red + GREY[1] * green + GREY[2] * blue
+    image = grey + saturation * (image - grey)  # keeps the mean grey
+    mean = grey.mean()
+    return (mean + contrast * (image - mean)).round().clamp(0, 255).byte()
 
 
 def _ends(interval: tuple[float, float]) -> tuple[Tensor, Tensor]:

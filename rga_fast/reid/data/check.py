@@ -5,15 +5,21 @@ from __future__ import annotations
 import warnings
 
 from rga_fast.reid.console import Advance, console
+from rga_fast.reid.data.damaged import damaged_images, files_of
 from rga_fast.reid.data.datasets import ReidData, dataset_report, read_dataset
-from rga_fast.reid.data.images import damaged_images
 from rga_fast.reid.data.tables import report_table
 
 SHOWN = 10  # damaged images that are named
 
 
 def check_dataset(
-    path: str, *, boxes: str | None, train_on_val: bool, decode: bool, progress: Advance
+    path: str,
+    *,
+    boxes: str | None,
+    train_on_val: bool,
+    pattern: str | None,
+    decode: bool,
+    progress: Advance,
 ) -> tuple[ReidData, bool]:
     """Prints layout and counts of the data set at `path` with the published counts, and what is
     wrong, in sentences. Returns the data set, and whether it can be used and compared (no errors).
@@ -22,22 +28,23 @@ def check_dataset(
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        data = read_dataset(path, boxes=boxes, train_on_val=train_on_val)
+        data = read_dataset(path, boxes=boxes, train_on_val=train_on_val, pattern=pattern)
     report = dataset_report(data)
     console.print(report_table(report))
     errors = list(report.errors)
     if decode:
-        splits = (data.train, data.query, data.gallery)
-        files = sorted({split.file(index) for split in splits for index in range(len(split))})
-        damaged = damaged_images(files, progress)
+        damaged = list(damaged_images(files_of(data), progress).values())
         errors += damaged[:SHOWN]
-        if len(damaged) > SHOWN:
-            errors.append(f"{len(damaged):,} images in all are damaged")
-    for sentence in errors:
-        console.print(f"wrong: {sentence}", markup=False)
-    for sentence in [*report.remarks, *(str(warning.message) for warning in caught)]:
-        console.print(f"note: {sentence}", markup=False)
+        if damaged:
+            errors.append(
+                f"{len(damaged):,} damaged images in all; `train --skip-damaged` leaves them out"
+            )
+    remarks = [*report.remarks, *(str(warning.message) for warning in caught)]
+    for kind, sentences in (("wrong", errors), ("note", remarks)):
+        for sentence in sentences:
+            console.print(f"{kind}: {sentence}")
     if not errors:
         opened = "every image can be read" if decode else "no image was opened (--decode does)"
-        console.print(f"{path}: nothing is wrong; {opened}", markup=False)
+        verdict = "nothing is wrong, with the notes above" if remarks else "nothing is wrong"
+        console.print(f"{path}: {verdict}; {opened}")
     return data, not errors

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from rga_fast import validation
@@ -23,8 +22,18 @@ CACHES = ("off", "memory", "disk")
 
 Size = tuple[int, int]  # height, width
 
-# What Pillow's decoders raise on damaged files.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SMALLEST = 2  # pixels on a side: a smaller file is a placeholder
+ANIMATED = ("GIF", "PNG", "WEBP")  # a phone's JPEG and a TIFF may hold a preview besides the image
 
 
 def read_image(path: str | os.PathLike[str], size: Size) -> np.ndarray:
@@ -32,20 +41,41 @@ def read_image(path: str | os.PathLike[str], size: Size) -> np.ndarray:
 
     Resizes with Pillow's antialiased bilinear filter, as published. Grey, palette and CMYK images
     are converted, transparency is dropped, an EXIF orientation is applied.
-    FileNotFoundError, PermissionError; ValueError names a file that is damaged, no image, or has
-    more than 8 bits per channel.
+    FileNotFoundError, PermissionError, IsADirectoryError; ValueError names a file that is damaged,
+    no image, an animation, narrower than 2 pixels, larger than Pillow's limit of 179 million, or
+    has more than 8 bits per channel.
     """
     try:
         with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
-                raise ValueError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            _check(image)
+            upright = UPRIGHT.get(_orientation(image))
+            whole = image if upright is None else image.transpose(upright)
+            rgb = whole if whole.mode == "RGB" else whole.convert("RGB")
             return np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except _DAMAGED as error:
+    except Exception as error:  # decoders raise any kind on damaged bytes
         raise ValueError(f"{os.fspath(path)}: not a readable image: {error}") from error
+
+
+def _check(image: Image.Image) -> None:
+    """ValueError unless the file, which is not decoded yet, can show a person."""
+    width, height = image.size
+    if min(width, height) < SMALLEST:
+        raise ValueError(f"{width} x {height} pixels; expected an image of a person")
+    if image.format in ANIMATED and getattr(image, "is_animated", False):
+        raise ValueError(f"an animation ({image.format} with {image.n_frames} frames)")
+    if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
+        raise ValueError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation; None if there is none, or it cannot be read. Nothing else of the EXIF
+    data is looked at, so that an odd tag does not matter."""
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # whatever its parsers raise on damaged bytes
+        return None
 
 
 class CachedImages:
@@ -158,26 +188,6 @@ def decode_files(
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, skip the rest
     return pixels
-
-
-def damaged_images(files: Sequence[Path], progress: Advance | None = None) -> list[str]:
-    """Decodes all `files`. Returns the error of `read_image` for each that cannot be read."""
-
-    def trouble(file: Path) -> str | None:
-        try:
-            read_image(file, (1, 1))
-        except (OSError, ValueError) as error:
-            return str(error)
-        return None
-
-    found = []
-    with ThreadPoolExecutor(available_cores()) as pool:
-        for done, sentence in enumerate(pool.map(trouble, files), start=1):
-            if sentence is not None:
-                found.append(sentence)
-            if progress is not None:
-                progress(done, len(files))
-    return found
 
 
 def available_cores() -> int:

@@ -16,10 +16,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from rga_fast.reid.data.datasets import Split
-from rga_fast.reid.files import user_cache, write_file
+from rga_fast.reid.files import READ_ONLY, user_cache, user_path, write_file
 
-VERSION = 1  # to be increased when the same files give other pixels
+VERSION = 2  # to be increased when the same files give other pixels
 CHUNK = 512  # images in memory at a time while the file is written
+
+SAMPLE, SAMPLE_BYTES = 64, 1 << 16  # files of a data set whose content is compared, and how much
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 Decode = Callable[[range], np.ndarray]  # the images of these indices, uint8 (n, H, W, 3)
 
@@ -30,32 +33,70 @@ def map_pixels(
     """uint8 (N, H, W, 3), read-only: the images of `split`, mapped from a file in `folder`.
 
     If the file is missing it is written now, which is announced on stderr with its size. It is
-    valid for the images' names, sizes and modification times and for `size`; if one of these has
-    changed, a new file replaces it. The write is atomic; of several processes one writes and the
-    others wait. `folder` None is `pixels` in `user_cache()`.
+    valid for the images' names, sizes, modification times, the content of a sample of them, and for
+    `size`; if one of these has changed, a new file replaces it. A moved data set keeps its file.
+    The write is atomic; of several processes one writes and the others wait, unless the file system
+    has no locks. `folder` None is `pixels` in `user_cache()`.
 
     OSError: the folder cannot be written, or the disk is full; whatever `decode` raises. No partial
     file remains then.
     """
-    folder = Path(folder or user_cache() / "pixels")
-    names = _digest([*split.paths, f"{size[0]}x{size[1]}", f"version {VERSION}"])
-    stats = [os.stat(split.file(index)) for index in range(len(split))]
-    state = _digest(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
-    target = folder / f"{names}-{state}.npy"
+    folder = user_path(folder or user_cache() / "pixels")
+    place = _digest([os.path.realpath(split.root), *split.paths, f"{size[0]}x{size[1]}"])
+    state = _state(split, size)
     shape = (len(split), *size, 3)
-    pixels = _mapped(target, shape)
-    if pixels is None:
+    found = _found(folder, state, shape)
+    if found is not None:
+        return found
+    target = folder / f"{state}-{place}.npy"
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / f"{names}.lock", target):
-            pixels = _mapped(target, shape)
+        with _lock(folder / f"{state}.lock", target) as locked:
+            pixels = _found(folder, state, shape)
             if pixels is None:
-                for stale in [*folder.glob(f"{names}-*.npy"), *folder.glob(f"{names}-*.partial")]:
-                    stale.unlink()
-                _write(target, shape, decode)
-                pixels = _mapped(target, shape)
+                _write(target, shape, decode, place if locked else None)
+                pixels = _found(folder, state, shape)
+    except OSError as error:
+        if error.errno in READ_ONLY:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: the decoded images cannot be written; choose another "
+                "cache_folder, or cache=off",
+                str(folder),
+            ) from error
+        raise
     if pixels is None:
         raise OSError(errno.EIO, "the decoded images cannot be read back", str(target))
     return pixels
+
+
+def _state(split: Split, size: tuple[int, int]) -> str:
+    """Changes with every image: its name, size, time. Two data sets may agree in all of these, so
+    that a sample of the files is read, too."""
+    files = [split.file(index) for index in range(len(split))]
+    stats = [os.stat(file) for file in files]
+    content = hashlib.sha256()
+    for index in np.unique(np.linspace(0, len(files) - 1, min(SAMPLE, len(files)), dtype=int)):
+        with files[index].open("rb") as file:
+            content.update(file.read(SAMPLE_BYTES))
+    return _digest(
+        [
+            *split.paths,
+            *(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats),
+            content.hexdigest(),
+            f"{size[0]}x{size[1]}",
+            f"version {VERSION}",
+        ]
+    )
+
+
+def _found(folder: Path, state: str, shape: tuple[int, ...]) -> np.memmap | None:
+    """The file of this `state`, whichever place its images had when it was written."""
+    for path in sorted(folder.glob(f"{state}-*.npy")):
+        pixels = _mapped(path, shape)
+        if pixels is not None:
+            return pixels
+    return None
 
 
 def _digest(lines: Iterable[str]) -> str:
@@ -75,21 +116,37 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
 
 
 @contextmanager
-def _lock(path: Path, target: Path) -> Iterator[None]:
+def _lock(path: Path, target: Path) -> Iterator[bool]:
+    """Whether the file system has locks; without them every process writes for itself."""
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         print(f"waiting for another process that writes {target}", file=sys.stderr)
         lock.acquire()
+    except (NotImplementedError, OSError) as error:  # the first is filelock's for ENOSYS
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        yield False
+        return
     try:
-        yield
+        yield True
     finally:
         lock.release()
 
 
-def _write(target: Path, shape: tuple[int, ...], decode: Decode) -> None:
+def _write(target: Path, shape: tuple[int, ...], decode: Decode, place: str | None) -> None:
+    """Writes the file. Others of its `place` or state are stale or damaged and removed. `place`
+    None: another process may be writing, too."""
     count, nbytes = shape[0], int(np.prod(shape))
+    if place is None:
+        own = target.with_name(f"{target.stem}-{os.getpid()}.npy")
+    else:
+        own = target
+        state = target.name.partition("-")[0]
+        for pattern in (f"*-{place}*", f"{state}-*"):
+            for stale in target.parent.glob(pattern):
+                stale.unlink()
     print(
         f"{target}: writing {count:,} decoded images, {_megabytes(nbytes)}, once", file=sys.stderr
     )
@@ -105,7 +162,8 @@ def _write(target: Path, shape: tuple[int, ...], decode: Decode) -> None:
                 file.write(decode(range(first, min(first + CHUNK, count))).data)
 
     try:
-        write_file(target, write_images)
+        write_file(own, write_images)
+        own.replace(target)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise _no_room(target, nbytes, "the disk is full") from error

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rga_fast.reid.distributed import Ranks
-
 
 class IdentitySampler:
     """Yields batches of image indices: P identities with K consecutive images each.
@@ -90,36 +88,3 @@ def rank_positions(
         )
     pieces = np.arange(identities * images).reshape(parts, world, -1)
     return pieces[:, rank].ravel()
-
-
-def make_sampler(
-    labels: np.ndarray,
-    *,
-    identities_per_batch: int,
-    images_per_identity: int,
-    seed: int,
-    accumulate: int,
-    mine_across_ranks: bool,
-    ranks: Ranks,
-) -> tuple[IdentitySampler, np.ndarray]:
-    """Batches of the images with `labels` (N,), and the positions in each that this rank trains on,
-    slice by slice.
-
-    Raises:
-        ValueError: for too few identities, or if ranks and slices cannot share them.
-    """
-    sampler = IdentitySampler(labels, identities_per_batch, images_per_identity, seed)
-    positions = rank_positions(
-        identities_per_batch,
-        images_per_identity,
-        rank=ranks.rank,
-        world=ranks.world,
-        parts=accumulate,
-    )
-    mined = identities_per_batch // accumulate // (1 if mine_across_ranks else ranks.world)
-    if mined < 2 <= identities_per_batch:
-        raise ValueError(
-            f"config: accumulate = {accumulate} and {ranks.world} ranks leave {mined} identity to "
-            "mine triplets from, and at least 2 are needed"
-        )
-    return sampler, positions

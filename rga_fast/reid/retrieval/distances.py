@@ -89,7 +89,7 @@ class FeatureDistances:
     def rows(self, start: int, stop: int) -> Tensor:
         query = self.query_rows(slice(start, stop))
         out = query.new_empty(len(query), len(self.gallery))
-        with _full_precision(self.device):
+        with full_precision(self.device):
             for first in range(0, len(self.gallery), COLUMNS):
                 columns = slice(first, min(first + COLUMNS, len(self.gallery)))
                 gallery = self.gallery_rows(columns).T
@@ -114,7 +114,7 @@ class FeatureDistances:
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """float32 products without TF32, whatever is set."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -21,7 +21,7 @@ from rga_fast.reid.files import write_file
 from rga_fast.reid.network.reidnet import ReidNet
 from rga_fast.reid.retrieval.distances import FeatureDistances
 from rga_fast.reid.retrieval.metrics import RankMetrics, query_scores, summary
-from rga_fast.reid.retrieval.ranking import make_labels, rank_hits
+from rga_fast.reid.retrieval.ranking import Labels, Ranking, Rule, make_labels, rank_hits
 from rga_fast.reid.retrieval.rerank import RerankedDistances, Reranking
 
 FEATURES = ("before_neck", "after_neck")
@@ -104,24 +104,47 @@ def extract_query_gallery(
     return query, gallery
 
 
+class Ranked(NamedTuple):
+    """The cosine distances of a feature, the labels, and the ranking that follows from them."""
+
+    distances: FeatureDistances
+    labels: Labels
+    ranking: Ranking
+
+
+def rank_feature(
+    data: ReidData,
+    query: Tensor,
+    gallery: Tensor,
+    rerank: Reranking | None = None,
+    rule: Rule = Rule(),  # noqa: B008 (immutable)
+) -> Ranked:
+    """Ranks the gallery of `data` for its queries by one feature (N, D), re-ranked if asked for."""
+    features = FeatureDistances(query, gallery, caller="score")
+    labels = make_labels(
+        data.query.identities,
+        data.gallery.identities,
+        data.query.cameras,
+        data.gallery.cameras,
+        features,
+    )
+    distances = features if rerank is None else RerankedDistances(features, *rerank)
+    return Ranked(features, labels, rank_hits(distances, labels, rule))
+
+
 def score(
-    data: ReidData, query: Features, gallery: Features, rerank: Reranking | None = None
+    data: ReidData,
+    query: Features,
+    gallery: Features,
+    rerank: Reranking | None = None,
+    rule: Rule = Rule(),  # noqa: B008 (immutable)
 ) -> dict[str, RankMetrics]:
-    """The metrics of both features: cosine distance, re-ranked if asked for, the rules of
-    Market-1501."""
-    scores = {}
-    for name in FEATURES:
-        features = FeatureDistances(getattr(query, name), getattr(gallery, name), caller="score")
-        labels = make_labels(
-            data.query.identities,
-            data.gallery.identities,
-            data.query.cameras,
-            data.gallery.cameras,
-            features,
-        )
-        distances = features if rerank is None else RerankedDistances(features, *rerank)
-        scores[name] = summary(query_scores(rank_hits(distances, labels)))
-    return scores
+    """The metrics of both features: cosine distance, re-ranked if asked for, by default the rules
+    of Market-1501."""
+    return {
+        name: summary(query_scores(rank_feature(data, own, others, rerank, rule).ranking))
+        for name, own, others in zip(FEATURES, query, gallery, strict=True)
+    }
 
 
 def save_features(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rga_fast.reid.files import user_cache
+from rga_fast.reid.files import READ_ONLY, user_cache
 from rga_fast.reid.synth.dataset import VERSION, write_dataset
 
 IDENTITIES, SEED = 240, 0
@@ -24,5 +24,13 @@ def cached_dataset(progress: Callable[[int, int], None] | None = None) -> Path:
     """
     folder = cached_folder()
     if not folder.exists():
-        write_dataset(folder, IDENTITIES, SEED, progress=progress)
+        try:
+            write_dataset(folder, IDENTITIES, SEED, progress=progress)
+        except OSError as error:
+            if folder.exists():  # another run was faster, with the same files
+                return folder
+            if error.errno not in READ_ONLY:
+                raise
+            way_out = "the variable XDG_CACHE_HOME names another place, --data another data set"
+            raise OSError(error.errno, f"{error.strerror}; {way_out}", str(folder)) from error
     return folder

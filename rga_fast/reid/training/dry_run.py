@@ -14,7 +14,6 @@ from rga_fast.reid.config import Config
 from rga_fast.reid.console import console, progress
 from rga_fast.reid.data.datasets import ReidData, open_dataset, require_training
 from rga_fast.reid.data.images import cache_note
-from rga_fast.reid.data.sampler import make_sampler
 from rga_fast.reid.data.source import open_source
 from rga_fast.reid.data.tables import dataset_table
 from rga_fast.reid.distributed import Ranks, pick_device
@@ -23,6 +22,7 @@ from rga_fast.reid.network.describe import describe_network
 from rga_fast.reid.synth import write_dataset
 from rga_fast.reid.synth.cached import IDENTITIES, SEED, cached_folder
 from rga_fast.reid.training.advice import start_notes, step_seconds, time_note
+from rga_fast.reid.training.batches import make_sampler
 from rga_fast.reid.training.memory import step_memory
 
 
@@ -41,18 +41,10 @@ def describe_run(config: Config) -> None:
     device = pick_device(config.device)
     console.print(config.to_yaml().rstrip())
     data = _open(config)
-    console.print(dataset_table(data))
     require_training(data)
+    console.print(dataset_table(data))
     num_classes = len(np.unique(data.train.labels))
-    sampler, positions = make_sampler(
-        data.train.labels,
-        identities_per_batch=config.identities_per_batch,
-        images_per_identity=config.images_per_identity,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        mine_across_ranks=config.mine_across_ranks,
-        ranks=Ranks(0, world),
-    )
+    sampler, positions = make_sampler(data.train.labels, config, Ranks(0, world))
     with FakeTensorMode(), device:
         network = make_network(config, num_classes)
     console.print(describe_network(network, device))
@@ -73,13 +65,12 @@ def describe_run(config: Config) -> None:
         "the program itself are not included"
     )
     for note in start_notes(config, device):
-        console.print(note, markup=False)
+        console.print(note)
     if device.type == "cpu":
         seconds = step_seconds(config, num_classes, device) / world
         console.print(time_note(config, device, seconds * steps * config.epochs))
-    reason = data.why_not_evaluated()
-    if reason is not None:
-        console.print(f"this run would train only: {reason}", markup=False)
+    if data.why_not_evaluated() is not None:  # a note has said why
+        console.print("this run would train only")
     if config.cache != "off":
         console.print(
             cache_note(config.cache, (data.train, data.query, data.gallery), config.size, world)
@@ -88,7 +79,7 @@ def describe_run(config: Config) -> None:
 
 def _open(config: Config) -> ReidData:
     if config.data is not None or cached_folder().exists():
-        return open_source(config.data, boxes=config.boxes, train_on_val=config.train_on_val)
+        return open_source(config.data, **config.reading)
     with tempfile.TemporaryDirectory() as folder, progress("drawing the synthetic data set") as bar:
         root = Path(folder) / "synthetic"
         write_dataset(root, IDENTITIES, SEED, progress=bar)

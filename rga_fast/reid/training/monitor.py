@@ -119,8 +119,7 @@ class Monitor:
         console.print(_operator_table(profiler.key_averages(), steps))
         console.print(
             f"the profile is in {folder}; to view it: pip install 'rga-fast[profile]' && "
-            f"tensorboard --logdir {self.out}",
-            markup=False,
+            f"tensorboard --logdir {self.out}"
         )
         self._profiler = None
 

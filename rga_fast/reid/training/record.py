@@ -10,7 +10,7 @@ from typing import Any
 
 from rga_fast.reid.config import Config
 from rga_fast.reid.data.loader import TrainBatches
-from rga_fast.reid.files import duration_text, json_text, named_errors, write_file
+from rga_fast.reid.files import duration_text, named_errors, write_file
 from rga_fast.reid.retrieval.features import FEATURES
 from rga_fast.reid.retrieval.metrics import RankMetrics
 from rga_fast.reid.training.monitor import Monitor
@@ -74,7 +74,16 @@ class MetricsLog:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json_text(row) + "\n"
+    """Strict JSON, which has no infinity and no NaN: a gradient's norm that overflowed is null."""
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _rows(path: Path, keep: int) -> list[dict[str, Any]]:

@@ -133,8 +133,7 @@ def _restarted(folder: Path, recipe: str | None, given: dict[str, Any]) -> Confi
 
 def check_continues(config: Config, there: Config, source: str) -> None:
     """ValueError unless a run with the configuration `there` can go on with `config`."""
-    there = there.replace(**absolute(vars(there)))
-    names = config.replace(**absolute(vars(config))).conflicts(there)
+    names = config.conflicts(there)
     if not names:
         return
     message = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import signal
 import time
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from rga_fast.reid.data.datasets import ReidData, require_training
 from rga_fast.reid.data.fingerprint import fingerprint
 from rga_fast.reid.data.images import cache_note, open_images
 from rga_fast.reid.data.loader import TrainBatches
-from rga_fast.reid.data.sampler import make_sampler
 from rga_fast.reid.data.source import open_source
 from rga_fast.reid.data.tables import dataset_table
 from rga_fast.reid.distributed import Ranks, joined, pick_device
@@ -34,6 +32,7 @@ from rga_fast.reid.report.curves import curves_note
 from rga_fast.reid.retrieval.features import EvalData, open_eval_data
 from rga_fast.reid.retrieval.tables import metrics_table, skipped_note
 from rga_fast.reid.training.advice import start_notes
+from rga_fast.reid.training.batches import make_sampler
 from rga_fast.reid.training.epoch import train_epoch
 from rga_fast.reid.training.evaluation import Evaluations
 from rga_fast.reid.training.folder import (
@@ -121,19 +120,11 @@ def _train(
     trained_on = fingerprint(data.train)
     if saved is not None:
         check_data(saved, trained_on, config)
-    not_evaluated = data.why_not_evaluated()
-    if not_evaluated is not None:
-        console.print(f"this run trains only: {not_evaluated}", markup=False)
+    evaluable = data.why_not_evaluated() is None
+    if not evaluable:  # a note has said why
+        console.print("this run trains only")
     num_classes = len(np.unique(data.train.labels))
-    sampler, positions = make_sampler(
-        data.train.labels,
-        identities_per_batch=config.identities_per_batch,
-        images_per_identity=config.images_per_identity,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        mine_across_ranks=config.mine_across_ranks,
-        ranks=ranks,
-    )
+    sampler, positions = make_sampler(data.train.labels, config, ranks)
     model = make_network(config, num_classes)
     if saved is None:
         _initialise(model, config)
@@ -141,7 +132,7 @@ def _train(
     if saved is not None:
         training.load(saved, "the checkpoint")
     for note in start_notes(config, device):
-        console.print(note, markup=False)
+        console.print(note)
     cache: dict[str, Any] = {"cache": config.cache, "folder": config.cache_folder}
     if config.cache == "memory":  # a file on disk is announced when it is written
         splits = (data.train, data.query, data.gallery)
@@ -149,20 +140,25 @@ def _train(
     evaluation: EvalData | None = None
     with progress("decoding images") as bar:
         images = open_images(data.train, config.size, **cache, progress=bar)
-        if not_evaluated is None:
+        if evaluable:
             evaluation = open_eval_data(data, config.size, **cache, progress=bar)
     batches = TrainBatches(
         images,
         data.train.labels,
         sampler,
-        Augmentation(translate=config.translate, flip=config.flip, erase=config.erase),
+        Augmentation(
+            translate=config.translate,
+            flip=config.flip,
+            erase=config.erase,
+            jitter=config.jitter,
+        ),
         device=device,
         seed=config.seed,
         workers=config.readers,
         positions=positions,
     )
     console.print(describe_network(training.model, device))
-    console.print(f"run folder: {out}", markup=False)
+    console.print(f"run folder: {out}")
     if ranks.main:
         config.save(out / CONFIG)
     before = 0.0 if saved is None else saved.seconds
@@ -224,8 +220,8 @@ def _train(
         },
     }
     if ranks.main:
-        write_file(out / SUMMARY, json_text(summary, indent=2) + "\n")
-        console.print(curves_note(out), markup=False)
+        write_file(out / SUMMARY, json_text(summary))
+        console.print(curves_note(out))
     parts = " in all parts of the run" if before else " in all"
     console.print(
         f"{summary['seconds']:.0f} s{parts}. The network is in {out / CHECKPOINTS / 'last.pt'}",
@@ -236,23 +232,22 @@ def _train(
 
 def _open_data(config: Config, ranks: Ranks, saved: Checkpoint | None) -> ReidData:
     try:
-        with ranks.main_first(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*nothing can be evaluated")  # printed
-            data = open_source(config.data, boxes=config.boxes, train_on_val=config.train_on_val)
+        with ranks.main_first():
+            data = open_source(config.data, **config.reading)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise error if saved is None else elsewhere(error) from None
+    require_training(data)
     ranks.check_same("data set", data.counts())
     console.print(dataset_table(data))
-    require_training(data)
     return data
 
 
 def _initialise(model: ReidNet, config: Config) -> None:
     """Loads the weights that the run starts from, if there are any."""
     if config.pretrained is not None:
-        console.print(load_pretrained(model, config.pretrained), markup=False)
+        console.print(load_pretrained(model, config.pretrained))
     if config.init is not None:
-        console.print(load_init(model, config.init), markup=False)
+        console.print(load_init(model, config.init))
 
 
 def _scores(

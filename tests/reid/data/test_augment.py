@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from rga_fast.reid.data.augment import (
     IMAGENET_MEAN,
@@ -152,10 +152,41 @@ def test_pixels_against_pillow():
             assert (images[i, :, top : top + height, left : left + width] == 0).all()
 
 
+@pytest.mark.parametrize("factors", [(0.8, 1, 1), (1, 0.7, 1), (1, 1, 1.3), (0.7, 0.8, 0.9)])
+def test_jitter_against_pillow(factors):
+    pixels = noise(1)[:, :16, :8] // 2 + 32  # a range in which nothing is clipped
+    draws = NOTHING.draw(1, (16, 8), generator())
+    draws = draws._replace(colour=torch.tensor([factors], dtype=torch.float64))
+    image = Image.fromarray(pixels[0].numpy())
+    brightness, contrast, saturation = factors
+    image = ImageEnhance.Brightness(image).enhance(brightness)
+    image = ImageEnhance.Color(image).enhance(saturation)
+    image = ImageEnhance.Contrast(image).enhance(contrast)
+    expected = normalise(torch.from_numpy(np.array(image))[None])
+    grey_level = 1 / (255 * min(IMAGENET_STD))
+    error = (NOTHING.apply(pixels, draws) - expected).abs()
+    # Pillow truncates after every factor, half a grey level on average, and rounds the mean grey.
+    steps = sum(factor != 1 for factor in factors)
+    assert error.max() < (steps + 0.51) * grey_level
+    assert error.mean() < 0.6 * steps * grey_level
+
+
+def test_jitter_is_drawn_last_with_its_probability_and_range():
+    with_, without = drawn(2000, jitter=0.5), drawn(2000)
+    assert all(torch.equal(a, b) for a, b in zip(with_[:-1], without[:-1], strict=True))
+    assert (without.colour == 1).all()
+    changed = (with_.colour != 1).all(dim=1)
+    assert within_4_sigma(changed.double().mean().item(), 0.5, 2000)
+    assert (with_.colour[~changed] == 1).all()
+    low, high = with_.colour.aminmax()
+    assert 0.7 <= low < 0.71
+    assert 1.29 < high <= 1.3
+
+
 def test_input_is_left_alone():
     pixels = noise(32)
     before = pixels.clone()
-    Augmentation(translate=1, flip=1, erase=1)(pixels, generator())
+    Augmentation(translate=1, flip=1, erase=1, jitter=1)(pixels, generator())
     assert torch.equal(pixels, before)
 
 
@@ -194,7 +225,7 @@ def test_a_slice_of_the_draws_gives_a_slice_of_the_batch():
 
 @pytest.mark.parametrize("size", [(7, 5), (1, 1), (33, 17)])
 def test_odd_sizes_and_empty_batches(size):
-    every = Augmentation(translate=1, flip=1, erase=1)
+    every = Augmentation(translate=1, flip=1, erase=1, jitter=1)
     assert every(noise(4, size), generator()).shape == (4, 3, *size)
     assert every(noise(0, size), generator()).shape == (0, 3, *size)
 

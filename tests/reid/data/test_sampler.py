@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rga_fast.reid.data.sampler import IdentitySampler, make_sampler, rank_positions
-from rga_fast.reid.distributed import Ranks
+from rga_fast.reid.data.sampler import IdentitySampler, rank_positions
 
 
 def labels_of(sizes: list[int], seed: int = 0) -> np.ndarray:
@@ -127,15 +126,3 @@ def test_ranks_and_slices_share_a_batch_without_overlap(world, parts):
 def test_identities_that_cannot_be_shared():
     with pytest.raises(ValueError, match="divisible by accumulate x ranks = 3 x 2, got 16"):
         rank_positions(16, 4, world=2, parts=3)
-
-
-def test_a_sampler_and_the_share_of_a_rank():
-    options = {"identities_per_batch": 4, "images_per_identity": 2, "seed": 3}
-    labels = labels_of([3] * 9)
-    sampler, positions = make_sampler(
-        labels, **options, accumulate=2, mine_across_ranks=True, ranks=Ranks(1, 2)
-    )
-    assert np.array_equal(epoch_of(sampler), epoch_of(IdentitySampler(labels, 4, 2, 3)))
-    assert positions.tolist() == rank_positions(4, 2, rank=1, world=2, parts=2).tolist()
-    with pytest.raises(ValueError, match="accumulate = 2 and 2 ranks leave 1 identity to mine"):
-        make_sampler(labels, **options, accumulate=2, mine_across_ranks=False, ranks=Ranks(1, 2))

@@ -13,26 +13,23 @@ from rga_fast.reid.retrieval.topk import nearest
 
 def dense_rerank(squared: np.ndarray, queries: int, k1: int, k2: int, weight: float) -> np.ndarray:
     """(queries, gallery) of squared distances (N, N) between all images, queries first."""
-    size = len(squared)
     distance = squared / squared.max(axis=1, keepdims=True)
     order = distance.argsort(axis=1, kind="stable")
+    position = order.argsort(axis=1)
 
-    def mutual(image: int, k: int) -> np.ndarray:
-        return np.array([j for j in order[image, : k + 1] if image in order[j, : k + 1]], dtype=int)
+    def mutual(k: int) -> np.ndarray:
+        """Whether each image is among the k + 1 nearest of the other, itself included."""
+        near = position <= k
+        return near & near.T
 
-    V = np.zeros((size, size))
-    for i in range(size):
-        own = mutual(i, k1)
-        expanded = set(own.tolist())
-        for j in own:
-            others = mutual(j, round(k1 / 2))
-            if len(np.intersect1d(others, own)) > 2 / 3 * len(others):
-                expanded |= set(others.tolist())
-        columns = sorted(expanded)
-        V[i, columns] = np.exp(-distance[i, columns])
-        V[i] /= V[i].sum()
+    own, others = mutual(k1), mutual(round(k1 / 2))
+    common = own.astype(int) @ others.T
+    taken = own & (common > 2 / 3 * others.sum(axis=1))
+    expanded = own | (taken.astype(int) @ others > 0)
+    V = np.where(expanded, np.exp(-distance), 0)
+    V /= V.sum(axis=1, keepdims=True)
     if k2 > 1:
-        V = np.stack([V[order[i, :k2]].mean(axis=0) for i in range(size)])
+        V = V[order[:, :k2]].mean(axis=1)
     shared = np.minimum(V[:queries, None], V[None, queries:]).sum(axis=2)
     jaccard = 1 - shared / (2 - shared)
     return (1 - weight) * jaccard + weight * distance[:queries, queries:]

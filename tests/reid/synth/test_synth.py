@@ -1,6 +1,8 @@
 """The synthetic data set: the same bytes for a seed, in the layout of Market-1501."""
 
+import functools
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 
 from rga_fast import cli
 from rga_fast.reid.data.datasets import open_dataset
-from rga_fast.reid.synth import contact_sheet, write_dataset
+from rga_fast.reid.synth import cached, contact_sheet, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,24 @@ def test_nothing_is_overwritten_or_left_half_written(drawn, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(["synth", str(tmp_path / "file" / "people"), "--identities", "3"]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_two_first_runs_share_what_the_faster_one_wrote(drawn, tmp_path, monkeypatch):
+    small = functools.partial(write_dataset, size=(32, 16), workers=1)
+    monkeypatch.setattr(cached, "write_dataset", small)
+    monkeypatch.setattr(cached, "IDENTITIES", 3)
+    monkeypatch.setattr(cached, "user_cache", lambda: tmp_path)
+
+    def finish_the_other(done, total):
+        if done == total:
+            shutil.copytree(drawn[0], cached.cached_folder())
+
+    folder = cached.cached_dataset(finish_the_other)
+    assert digest(folder) == digest(drawn[0])
+    assert list(tmp_path.iterdir()) == [folder]  # no draft is left
+    monkeypatch.setattr(cached, "user_cache", lambda: folder / "README.txt")
+    with pytest.raises(OSError, match="cannot write the data set"):
+        cached.cached_dataset()
 
 
 def test_contact_sheet(drawn, tmp_path):

@@ -11,7 +11,6 @@ import processes
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 from small_runs import SMALL, Killed, assert_same_run, at_step, rows, run, run_until
 
 from rga_fast.reid.checkpoint import load_checkpoint, save_checkpoint
@@ -127,7 +126,8 @@ def test_resume_with_everything_that_has_state(market, tmp_path, monkeypatch):
     assert load_checkpoint(checkpoint).ema is not None
     assert run("evaluate", checkpoint, "--data", market, "--json", tmp_path / "e.json") == 0
     summary = json.loads((out / "summary.json").read_text())
-    assert json.loads((tmp_path / "e.json").read_text()) == summary["after"]  # of the average
+    (found,) = json.loads((tmp_path / "e.json").read_text())
+    assert {name: found[name] for name in summary["after"]} == summary["after"]  # of the average
 
 
 @pytest.mark.parametrize(
@@ -235,39 +235,6 @@ def test_kill_9_at_any_moment(trained, market, tmp_path):
         assert process.exitcode == -signal.SIGKILL
     assert run(*common) == 0
     assert_same_run(out, trained)
-
-
-def test_evaluate_gives_the_numbers_of_the_run_again(trained, market, tmp_path):
-    from safetensors import safe_open
-
-    files = ["--json", tmp_path / "e.json", "--features", tmp_path / "f.safetensors"]
-    checkpoint = trained / "checkpoints/last.pt"
-    assert run("evaluate", checkpoint, "--data", market, *files) == 0
-    summary = json.loads((trained / "summary.json").read_text())
-    assert json.loads((tmp_path / "e.json").read_text()) == summary["after"]
-    with safe_open(tmp_path / "f.safetensors", "pt") as saved:
-        assert saved.get_tensor("query_before_neck").shape == (12, 64)
-        assert saved.get_tensor("gallery_identities").tolist() == sorted([20, 21, 22, 23] * 3)
-        paths = json.loads(saved.metadata()["gallery_paths"])
-    assert paths[0] == "bounding_box_test/0020_c1s1_000017_00.jpg"
-
-
-def test_evaluate_with_mirror_images_and_reranked(trained, market, tmp_path, capsys):
-    checkpoint, file = trained / "checkpoints/last.pt", tmp_path / "e.json"
-    features = [tmp_path / "plain.safetensors", tmp_path / "flip.safetensors"]
-    arguments = ("evaluate", checkpoint, "--data", market, "--json", file)
-    assert run(*arguments, "--rerank", "--features", features[0]) == 0
-    plain = json.loads(file.read_text())
-    assert set(plain) == {"before_neck", "after_neck", "reranked"}
-    assert set(plain["reranked"]) == {"before_neck", "after_neck"}
-    assert run(*arguments, "--flip", "--features", features[1]) == 0
-    assert "reranked" not in json.loads(file.read_text())
-    before, after = (load_file(path)["query_after_neck"] for path in features)
-    assert not torch.equal(before, after)
-    torch.testing.assert_close(before, after, rtol=0, atol=float(before.abs().max()))
-    capsys.readouterr()
-    assert run(*arguments, "--rerank-with", "20,6") == 1
-    assert "expected K1,K2,LAMBDA as 20,6,0.3, got '20,6'" in capsys.readouterr().err
 
 
 def test_learning_rates_of_the_recipes():

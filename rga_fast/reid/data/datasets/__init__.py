@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rga_fast.reid.data.datasets.common import (
+    SPLITS,
     ReidData,
     Split,
     SplitCounts,
     existing_folder,
     require_evaluation,
+    require_identities,
     require_training,
 )
 from rga_fast.reid.data.datasets.csv_file import CSV_SUFFIXES, csv_in, load_csv
@@ -28,6 +30,7 @@ from rga_fast.reid.data.datasets.report import DataReport, dataset_report
 from rga_fast.reid.files import user_path
 
 __all__ = [
+    "SPLITS",
     "DataReport",
     "ReidData",
     "Split",
@@ -44,6 +47,7 @@ __all__ = [
     "open_datasets",
     "read_dataset",
     "require_evaluation",
+    "require_identities",
     "require_training",
 ]
 

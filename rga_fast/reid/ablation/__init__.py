@@ -1,0 +1,1 @@
+"""Several attention systems under one budget: trained, and put into one table."""
