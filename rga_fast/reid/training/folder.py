@@ -65,6 +65,8 @@ def run_folder(out: Path, *, fresh: bool = False) -> Iterator[Path]:
 
 def _create(out: Path, fresh: bool) -> tuple[Path, list[Path]]:
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
     if not fresh:
         out.mkdir(parents=True, exist_ok=True)
         return out, created

@@ -225,7 +225,6 @@ def _train(
     parts = " in all parts of the run" if before else " in all"
     console.print(
         f"{summary['seconds']:.0f} s{parts}. The network is in {out / CHECKPOINTS / 'last.pt'}",
-        markup=False,
     )
     return summary
 
@@ -245,9 +244,9 @@ def _open_data(config: Config, ranks: Ranks, saved: Checkpoint | None) -> ReidDa
 def _initialise(model: ReidNet, config: Config) -> None:
     """Loads the weights that the run starts from, if there are any."""
     if config.pretrained is not None:
-        console.print(load_pretrained(model, config.pretrained))
+        console.print(str(load_pretrained(model, config.pretrained)))
     if config.init is not None:
-        console.print(load_init(model, config.init))
+        console.print(str(load_init(model, config.init)))
 
 
 def _scores(
@@ -262,9 +261,9 @@ def _scores(
         return {}
     moments = {} if before is None else {"before training": before}
     if best[0] == config.epochs:
-        moments["after training, the best"] = after
+        moments["after (best)"] = after
     else:
-        moments |= {"after training": after, f"after epoch {best[0]}, the best": best[1]}
+        moments |= {"after training": after, f"best, epoch {best[0]}": best[1]}
     console.print(metrics_table(f"{data.name}, {skipped_note(after)}", moments))
     found = {"before": before, "after": after, "best": best[1]}
     summary: dict[str, Any] = {

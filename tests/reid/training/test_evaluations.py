@@ -27,11 +27,11 @@ def test_the_best_epoch_is_kept(market, tmp_path, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert "before training: mAP 45.0 / 90.0, rank-1 50.0 / 50.0 (before / after the neck)" in text
     assert "after epoch 1: mAP 15.0 / 30.0, rank-1 50.0 / 50.0 (before / after the neck); the best"
-    assert "after training, the best" in text
+    assert "after (best)" in text
     assert run("train", "--resume", out, "epochs=4") == 0
     text = capsys.readouterr().out
     assert "after epoch 3: mAP 30.0 / 60.0" in text
-    assert "after epoch 2, the best" in text
+    assert "best, epoch 2" in text
     best, last = (load_checkpoint(out / f"checkpoints/{name}.pt") for name in ("best", "last"))
     assert (best.epoch, last.epoch) == (2, 4)
     assert not torch.equal(best.model["cls.weight"], last.model["cls.weight"])
