@@ -103,12 +103,12 @@ def _load(model: ReidNet, path: Path, *, whole: bool) -> WeightsReport:
         if key not in backbone:
             modules.setdefault(_module(key), []).append(key)
     taken, missing, other_shape = _present(backbone, found), list[str](), list[str]()
-    left_out = modules.pop(_CLASSIFIER)
+    classifier, left_out = modules.pop(_CLASSIFIER), list[str]()
     for keys in modules.values():
         if any(_needed(key) and key not in found for key in keys):
             missing += keys
         elif not whole:
-            left_out = keys + left_out
+            left_out += keys
         elif any(key in found and not _fits(found[key][1], own[key]) for key in keys):
             other_shape += keys
         else:
@@ -124,7 +124,7 @@ def _load(model: ReidNet, path: Path, *, whole: bool) -> WeightsReport:
         [key for key in taken if found[key][1].shape != own[key].shape],
         missing,
         other_shape,
-        left_out,
+        left_out + classifier,
         [key for key in state if key not in used],
     )
 

@@ -55,10 +55,12 @@ def run_folder(out: Path, *, fresh: bool = False) -> Iterator[Path]:
     out, created = _create(out, fresh)
     try:
         with _locked(out):
-            (out / CHECKPOINTS).mkdir(exist_ok=True)
+            if not (out / CHECKPOINTS).exists():
+                (out / CHECKPOINTS).mkdir()
+                created.insert(0, out / CHECKPOINTS)
             yield out
     finally:
-        for folder in (out / CHECKPOINTS, *created):
+        for folder in created:  # by this run: another may be waiting to fill its own
             with suppress(OSError):  # not empty
                 folder.rmdir()
 

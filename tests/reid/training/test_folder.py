@@ -33,7 +33,9 @@ def test_a_second_run_is_refused_by_name(tmp_path):
         other = processes.start(tries_to_enter, out)
         other.join()
         assert other.exitcode == 3
-        assert (out / "run.lock").exists()
+        assert sorted(path.name for path in out.iterdir()) == [
+            *("checkpoints", "config.yaml", "run.lock")
+        ]
     assert [path.name for path in out.iterdir()] == ["config.yaml"]
     assert tries_to_enter(out) == 0
 
@@ -63,7 +65,7 @@ def test_a_file_system_without_locks(tmp_path, without_locks):
         (out / "run.owner").write_text(json.dumps(owner))
         assert (tries_to_enter(out) == 0) is entered
         if out.exists():
-            (out / "run.owner").unlink()
+            (out / "run.owner").unlink(missing_ok=True)
             out.rmdir()
 
 
