@@ -35,7 +35,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
     """A progress bar; yields `update(done, total=None, note="")`.
 
     It shows the time left unless there is a note. Outside a terminal a line is printed every
-    `QUIET` seconds, and nothing for what takes less.
+    `QUIET` seconds; the caller prints that all is done.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -53,9 +53,9 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
         def update(done: int, total: int | None = None, note: str = "") -> None:
             nonlocal printed
             bar.update(task, completed=done, total=total, note=note)
-            if not console.is_terminal and time.monotonic() - printed > QUIET:
+            of = bar.tasks[0].total
+            if not console.is_terminal and done != of and time.monotonic() - printed >= QUIET:
                 printed = time.monotonic()
-                of = bar.tasks[0].total
                 reached = f"{done:,}" if of is None else f"{done:,}/{of:,.0f}"
                 console.print(f"{description}  {reached}  {note}".rstrip())
 

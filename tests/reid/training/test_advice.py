@@ -53,6 +53,7 @@ def test_progress_outside_a_terminal(interval, capsys, monkeypatch):
     monkeypatch.setattr(console, "QUIET", interval)
     with console.progress("decoding") as bar:
         bar(1000, 2000)
-        bar(2000, 2000, note="[x]")
-    expected = "decoding  1,000/2,000\ndecoding  2,000/2,000  [x]\n"
+        bar(1500, 2000, note="[x]")
+        bar(2000, 2000)
+    expected = "decoding  1,000/2,000\ndecoding  1,500/2,000  [x]\n"
     assert capsys.readouterr().out == (expected if interval == 0 else "")
