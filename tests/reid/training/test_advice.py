@@ -36,7 +36,7 @@ def test_what_a_run_goes_without():
 def test_a_run_and_a_dry_run_say_it(market, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("rga_fast.reid.training.epoch.WORTH_NOTING", 0)
     monkeypatch.setattr(console, "QUIET", 0)
-    common = ["train", "--data", market, *SMALL, "epochs=20", "eval_every=99"]
+    common = ["train", "--data", market, *SMALL, "epochs=20", "stages=1"]
     assert run(*common, "--dry-run") == 0
     text = capsys.readouterr().out
     assert "of training on this cpu" in text

@@ -71,9 +71,10 @@ def test_data_that_cannot_be_evaluated_train(missing, market, tmp_path, capsys):
     table = market / f"{missing[:5]}.csv"
     table.write_text("\n".join(lines))
     out = tmp_path / "run"
-    common = ["train", "--fused", "--data", table, *SMALL, "cache=off", "epochs=1"]
-    assert run(*common, "--dry-run") == 0
-    assert "would train only" in capsys.readouterr().out
+    common = ["train", "--fused", "--data", table, *SMALL, "stages=1", "epochs=1"]
+    if missing == "cameras":
+        assert run(*common, "--dry-run") == 0
+        assert "would train only" in capsys.readouterr().out
     assert run(*common, "--out", out) == 0
     text = capsys.readouterr().out
     assert "nothing can be evaluated" in text
@@ -84,5 +85,4 @@ def test_data_that_cannot_be_evaluated_train(missing, market, tmp_path, capsys):
     assert len(rows(out)) == 3
     assert not rows(out, "before_neck")
     assert not (out / "checkpoints/best.pt").exists()
-    assert run("train", "--resume", "auto", "--out", out) == 0
     table.unlink()
