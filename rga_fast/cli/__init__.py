@@ -34,10 +34,22 @@ VERBS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb. Returns 0; 1 after an error that is reported in a line, 130 after an interrupt.
     `data` also returns 1 if something is wrong with the data."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8, nor terminals
             stream.reconfigure(errors="backslashreplace")
+    try:
+        options = _options(sys.argv[1:] if arguments is None else arguments)
+        return options.module.run(options) or 0
+    except KeyboardInterrupt:
+        print("rga-fast: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        print(f"rga-fast: {rank}error: {_message(error)}", file=sys.stderr)
+        return 1
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser(arguments)
     options, rest = parser.parse_known_args(arguments)
     unknown = [text for text in rest if text.startswith("-")]
@@ -49,15 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         # argparse takes a list of arguments in one place only, people write it between the options
         setattr(options, more, getattr(options, more) + rest)
-    try:
-        return options.module.run(options) or 0
-    except KeyboardInterrupt:
-        print("rga-fast: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
-        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-        print(f"rga-fast: {rank}error: {_message(error)}", file=sys.stderr)
-        return 1
+    return options
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
