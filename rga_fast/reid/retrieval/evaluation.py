@@ -179,11 +179,7 @@ class Evaluator:
             with self.ranks.main_first():
                 self._sources[source] = open_source(paths or None, **config.reading)
             if not self.options.rule.keep_same_camera:
-                data = self._sources[source]
-                if not (
-                    self.options.rule.keep_same_camera and len(data.query) and len(data.gallery)
-                ):
-                    require_evaluation(data)
+                require_evaluation(self._sources[source])
             self.ranks.check_same("data set", self._sources[source].counts())
         key = (source, config.size, config.cache, config.cache_folder)
         if self._images is None or self._images[0] != key:
