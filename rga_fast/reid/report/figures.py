@@ -36,7 +36,7 @@ def save_panels(target: Path, image: np.ndarray, rows: Sequence[Sequence[Panel]]
 
     columns = max(map(len, rows))
     height = PANEL * image.shape[0] / image.shape[1]
-    size = (columns * (PANEL + 0.2), len(rows) * (height + 0.75))
+    size = (columns * (PANEL + 0.2), len(rows) * (height + 0.9) + 0.1)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for of_row, panels in zip(axes, rows, strict=True):
