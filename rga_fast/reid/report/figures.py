@@ -51,7 +51,6 @@ def _draw(figure: Any, axis: Any, image: np.ndarray, panel: Panel) -> None:
     height, width = image.shape[:2]
     whole = (0, width, height, 0)  # left, right, bottom, top
     axis.set_title(panel.title, fontsize=9)
-    axis.set_anchor("N")  # in line with panels that have a scale below
     if panel.map is None:
         axis.imshow(image, extent=whole)
     else:
