@@ -36,7 +36,7 @@ def save_panels(target: Path, image: np.ndarray, rows: Sequence[Sequence[Panel]]
 
     columns = max(map(len, rows))
     height = PANEL * image.shape[0] / image.shape[1]
-    size = (columns * (PANEL + 0.2), len(rows) * (height + 0.75))
+    size = (columns * (PANEL + 0.2), len(rows) * (height + 0.9) + 0.1)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for of_row, panels in zip(axes, rows, strict=True):
@@ -69,9 +69,9 @@ def _draw(figure: Any, axis: Any, image: np.ndarray, panel: Panel) -> None:
         bar = figure.colorbar(shown, ax=axis, orientation="horizontal", pad=0.02, aspect=14)
         bar.solids.set_alpha(1)
         bar.set_ticks([panel.low, panel.high], labels=[f"{panel.low:.3g}", f"{panel.high:.3g}"])
-        left, right = bar.ax.get_xticklabels()
-        left.set_ha("left")
-        right.set_ha("right")
+        labels = bar.ax.get_xticklabels()
+        labels[0].set_ha("left")
+        labels[-1].set_ha("right")
         bar.ax.tick_params(labelsize=8, length=2)
     for y, x in panel.marks:
         axis.plot(x * width, y * height, "o", ms=9, mfc="none", mec="white", mew=3.5)

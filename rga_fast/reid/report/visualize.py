@@ -71,7 +71,8 @@ def visualize(
     for path in images:  # before anything is written
         read_image(path, (1, 1))
     folder.mkdir(parents=True, exist_ok=True)
-    drawn, missing = [], set(KINDS)
+    drawn: list[Drawn] = []
+    missing = set(KINDS)
     for path, stem in zip(images, _stems(images), strict=True):
         shown = read_image(path, _shown_size(network.size))
         rows = _figures(network, path, targets, baseline, name)

@@ -29,6 +29,7 @@ def checkpoint(trained, name):
     return trained / name / "checkpoints" / "last.pt"
 
 
+@pytest.mark.slow
 def test_pictures_and_one_sheet(trained, market, image, tmp_path, capsys):
     other = tmp_path / "sub" / image.name  # of the same name
     other.parent.mkdir()
