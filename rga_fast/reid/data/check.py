@@ -37,7 +37,7 @@ def check_dataset(
         errors += damaged[:SHOWN]
         if damaged:
             errors.append(
-                f"{len(damaged):,} damaged images in all; `train --skip-damaged` leaves them out"
+                f"damaged images in all: {len(damaged):,}; `train --skip-damaged` leaves them out"
             )
     remarks = [*report.remarks, *(str(warning.message) for warning in caught)]
     for kind, sentences in (("wrong", errors), ("note", remarks)):

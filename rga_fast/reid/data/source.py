@@ -41,5 +41,5 @@ def open_source(
             data, damaged = without_damaged(data, bar)
         for sentence in damaged.values():
             console.print(f"left out: {sentence}")
-        console.print(f"{len(damaged):,} damaged images are left out")
+        console.print(f"damaged images that are left out: {len(damaged):,}")
     return data

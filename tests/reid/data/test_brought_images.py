@@ -146,9 +146,9 @@ def test_train_skips_damaged_images(people, tmp_path, capsys):
     assert "0001_c1.png: not a readable image" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert run("data", people, "--decode") == 1
-    assert "2 damaged images in all; `train --skip-damaged`" in capsys.readouterr().out
+    assert "damaged images in all: 2; `train --skip-damaged`" in capsys.readouterr().out
     assert run("train", *options, "--out", tmp_path / "out", "--skip-damaged") == 0
     text = capsys.readouterr().out
     assert f"left out: {people / '0001_c1.png'}: not a readable image" in text
-    assert "2 damaged images are left out" in text
+    assert "damaged images that are left out: 2" in text
     assert len(rows(tmp_path / "out")) == 1

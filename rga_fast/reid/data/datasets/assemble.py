@@ -107,7 +107,8 @@ def _divided(source: Path, rows: list[Row], marked: bool) -> tuple[Rows, str]:
     if len(identities) < HELD_OUT:
         raise ValueError(
             f"{source}: expected images of at least {HELD_OUT} identities (every {HELD_OUT}th is "
-            f"held out for the evaluation), got {', '.join(identities) or 'none'}"
+            f"held out for the evaluation), got {', '.join(identities) or 'none'}; if these are no "
+            "identities, --pattern reads the names"
         )
     held_out = {*identities[HELD_OUT - 1 :: HELD_OUT], *strangers}
     gallery = [row for row in rows if row.identity in held_out]
