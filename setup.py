@@ -229,6 +229,7 @@ if __name__ == "__main__":
         os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
     kernels = [f"rga_fast.kernels.{name}" for name in find_packages("kernels")]
     setup(
+        py_modules=["rga_fast_command"],
         packages=[*find_packages(include=["rga_fast*"]), "rga_fast.kernels", *kernels],
         package_dir={"rga_fast": "rga_fast", "rga_fast.kernels": "kernels"},
         include_package_data=True,

@@ -1,4 +1,8 @@
-"""The command line: thin, one module per verb (`HELP`, `add_options(verb)`, `run(options)`)."""
+"""The command line: thin, one module per verb (`HELP`, `add_options(verb)`, `run(options)`).
+
+A verb whose list `fields` takes field=value may be given them between its options, too. One with
+another list names it (`set_defaults(more=...)`) and has `field_names()`.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +15,30 @@ from collections.abc import Sequence
 
 import rga_fast
 
-VERBS = ("train", "evaluate", "ablate", "export", "data", "synth", "info")
+VERBS = (
+    "train",
+    "evaluate",
+    "report",
+    "visualize",
+    "index",
+    "search",
+    "serve",
+    "ablate",
+    "export",
+    "data",
+    "synth",
+    "info",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb. Returns 0; 1 after an error that is reported in a line, 130 after an interrupt.
     `data` also returns 1 if something is wrong with the data."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8, nor terminals
             stream.reconfigure(errors="backslashreplace")
-    parser = _parser(arguments)
-    options, rest = parser.parse_known_args(arguments)
-    unknown = [text for text in rest if text.startswith("-")]
-    if unknown:
-        parser.error(_unknown_options(unknown, options))
-    more = getattr(options, "more", None)
-    if rest and more is None:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest and more is not None:
-        # argparse takes a list of arguments in one place only, people write it between the options
-        setattr(options, more, getattr(options, more) + rest)
     try:
+        options = _options(sys.argv[1:] if arguments is None else arguments)
         return options.module.run(options) or 0
     except KeyboardInterrupt:
         print("rga-fast: interrupted", file=sys.stderr)
@@ -41,6 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
         print(f"rga-fast: {rank}error: {_message(error)}", file=sys.stderr)
         return 1
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [text for text in rest if text.startswith("-")]
+    if unknown:
+        parser.error(_unknown_options(unknown, options))
+    more = getattr(options, "more", "fields")
+    if rest and not hasattr(options, more):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        # argparse takes a list of arguments in one place only, people write it between the options
+        setattr(options, more, getattr(options, more) + rest)
+    return options
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -67,7 +88,14 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 def _unknown_options(texts: Sequence[str], options: argparse.Namespace) -> str:
     from rga_fast.reid.words import unknown_option
 
-    fields = options.module.field_names() if hasattr(options, "more") else ()
+    fields: tuple[str, ...] = ()
+    if hasattr(options, "fields"):
+        from rga_fast.reid.config import Config
+        from rga_fast.reid.field import fields_of
+
+        fields = tuple(fields_of(Config))
+    elif hasattr(options.module, "field_names"):
+        fields = options.module.field_names()
     return "; ".join(unknown_option(text, options.known, fields) for text in texts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from rga_fast.reid.network.reidnet import ReidNet
 from rga_fast.resizing import resize_relations
 
 FORMAT = "rga_fast checkpoint 1"
-LAST, PREVIOUS = "last.pt", "previous.pt"
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
 class Checkpoint(NamedTuple):
@@ -38,6 +39,8 @@ class Checkpoint(NamedTuple):
     optimizer: dict[str, Any]
     scaler: dict[str, Any] = {}  # noqa: RUF012  # of fp16 gradients; empty without
     ema: dict[str, Tensor] | None = None  # the averaged weights
+    seconds: float = 0.0  # of all parts of the run until here
+    trained_on: tuple[Any, ...] | None = None  # the fields of a `fingerprint.TrainingSet`
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -57,6 +60,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **fields}, buffer)
     write_file(folder / LAST, buffer.getbuffer(), previous=folder / PREVIOUS)
+
+
+def keep_best(folder: Path) -> None:
+    """Keeps the checkpoint `last.pt` in `folder` as `best.pt`, too: as a link, where there are any,
+    so that it takes no space until `last.pt` is replaced."""
+    partial = folder / f"{BEST}.partial"
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(folder / LAST, partial)
+    except OSError:  # a file system without links
+        shutil.copyfile(folder / LAST, partial)
+    partial.replace(folder / BEST)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,13 @@ class Config:
     base_width: int = declare(64, "channels of a ResNet's stem", range=POSITIVE_INTEGER)
     last_stride: int = declare(1, "stride of a ResNet's stage 4, 1 or 2", range=POSITIVE_INTEGER)
     pretrained: str | None = declare(
-        None, "ImageNet weights of the backbone", option=True, metavar="FILE"
+        None, "weights of the backbone (ImageNet, MoCo, ...)", option=True, metavar="FILE"
+    )
+    init: str | None = declare(
+        None,
+        "a checkpoint to fine-tune: its weights except the classifier",
+        option=True,
+        metavar="FILE",
     )
     attention: str = declare(
         "rga-sc",
@@ -200,10 +207,17 @@ class Config:
     )
 
     eval_every: int = declare(
-        40, "epochs between evaluations; the last epoch is always evaluated", range=POSITIVE_INTEGER
+        40,
+        "epochs between evaluations; the last epoch is always evaluated",
+        range=POSITIVE_INTEGER,
+        may_differ=True,
     )
-    checkpoint_every: int = declare(20, "epochs between checkpoints", range=POSITIVE_INTEGER)
-    eval_batch: int = declare(64, "images of a batch in evaluation", range=POSITIVE_INTEGER)
+    checkpoint_every: int = declare(
+        20, "epochs between checkpoints", range=POSITIVE_INTEGER, may_differ=True
+    )
+    eval_batch: int = declare(
+        64, "images of a batch in evaluation", range=POSITIVE_INTEGER, may_differ=True
+    )
     tensorboard: bool = declare(
         False, "scalars, a batch and embeddings for TensorBoard", option=True, may_differ=True
     )
@@ -222,6 +236,8 @@ class Config:
     def __post_init__(self) -> None:
         for name, field in fields_of(Config).items():
             field.check(getattr(self, name))
+        if self.pretrained is not None and self.init is not None:
+            raise ValueError("config: pretrained and init exclude each other: init has a backbone")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -256,11 +272,13 @@ class Config:
 
     def conflicts(self, other: Config) -> list[str]:
         """The fields that differ from `other` and decide what is trained: a run of one cannot be
-        continued with the other."""
+        continued with the other. With schedule=step the rate does not depend on `epochs`."""
+        free = {"epochs"} if self.schedule == other.schedule == "step" else set()
         return [
             name
             for name, field in fields_of(Config).items()
-            if getattr(self, name) != getattr(other, name) and not field.may_differ
+            if not (field.may_differ or name in free)
+            and not _same(getattr(self, name), getattr(other, name))
         ]
 
     def to_yaml(self) -> str:
@@ -285,6 +303,13 @@ class Config:
             return Config().replace(**{str(name): value for name, value in fields.items()})
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether values are equal, or paths of the same file."""
+    if isinstance(a, str) and isinstance(b, str):
+        return os.path.abspath(a) == os.path.abspath(b)
+    return bool(a == b)
 
 
 # Configurations and checkpoints of earlier versions have these fields. RENAMED: former name, name.

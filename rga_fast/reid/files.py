@@ -1,13 +1,15 @@
-"""Files: written atomically, sizes in words, and the user's cache folder."""
+"""Files: written atomically, sizes and times in words, and the user's cache folder."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,19 @@ def write_file(
         _write(path, content)
         return
     partial = path.with_name(f"{path.name}.partial")
+    size = len(content.encode("utf-8")) if isinstance(content, str) else None
+    if isinstance(content, bytes | memoryview):
+        size = len(content)
     try:
-        partial.touch()
-        mode = partial.stat().st_mode  # by the umask; safetensors would keep others from reading
-        _write(partial, content)
-        partial.chmod(mode)
-        with partial.open("r+b") as file:
-            os.fsync(file.fileno())
+        with named_errors(path, size):
+            partial.touch()
+            mode = (
+                partial.stat().st_mode
+            )  # by the umask; safetensors would keep others from reading
+            _write(partial, content)
+            partial.chmod(mode)
+            with partial.open("r+b") as file:
+                os.fsync(file.fileno())
         if previous is not None and path.exists():
             path.replace(previous)
         partial.replace(path)
@@ -121,3 +129,36 @@ def size_text(nbytes: int) -> str:
     if nbytes >= 1e9:
         return f"{nbytes / 1e9:.2f} GB"
     return f"{nbytes / 1e6:.{0 if nbytes >= 1e7 else 1}f} MB"
+
+
+def duration_text(seconds: float) -> str:
+    """ "0:42", "1:02:03", "3.1 days"."""
+    if seconds >= 2 * 86400:
+        return f"{seconds / 86400:.1f} days"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def named_errors(path: str | os.PathLike[str], nbytes: int | None = None) -> Iterator[None]:
+    """An OSError of the body that names no file is raised with `path`; that of a full disk with the
+    size, if it is known, and what is free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        text = error.strerror
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = _free(Path(path).parent)
+            needed = "" if nbytes is None else f", {size_text(nbytes)} needed"
+            text = f"{text}{needed}{free}"
+        raise type(error)(error.errno, text, error.filename or os.fspath(path)) from error
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f", {size_text(shutil.disk_usage(folder).free)} free"
+    except OSError:
+        return ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +131,8 @@ def test_options_set_fields(arguments, expected, monkeypatch):
     assert cli.main(["train", "--dry-run", *arguments]) == 0
     fields = yaml.safe_load(shown[0].to_yaml())
     assert {name: fields[name] for name in expected} == expected
-    assert fields["data"] == (["a", "b"] if "a" in arguments else None)
+    both = [os.path.abspath(name) for name in ("a", "b")]  # continued from another folder, too
+    assert fields["data"] == (both if "a" in arguments else None)
 
 
 def test_runs_continue_with_other_fields_of_where_and_how():

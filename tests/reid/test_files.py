@@ -1,11 +1,18 @@
 """One atomic write: the old file or the new one, and nothing else, whatever happens."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from rga_fast.reid.files import size_text, user_cache, write_file
+from rga_fast.reid.files import (
+    duration_text,
+    named_errors,
+    size_text,
+    user_cache,
+    write_file,
+)
 
 
 def names(folder):
@@ -71,6 +78,24 @@ def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         write_file(tmp_path / "missing" / "file", "text")
     assert "missing" in error.value.filename
+
+
+def test_a_full_disk_is_told_with_file_and_size(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"2.0 MB needed, .* free: '.*rows'"),
+        named_errors(tmp_path / "rows", 2_000_000),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError) as error, named_errors(tmp_path / "rows"):
+        raise PermissionError(errno.EACCES, "Permission denied", "other")
+    assert (error.value.strerror, error.value.filename) == ("Permission denied", "other")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (7261, "2:01:01"), (3.1 * 86400, "3.1 days")]
+)
+def test_durations(seconds, text):
+    assert duration_text(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ ROOMS = [
     ["checkpoint"],
     ["retrieval"],
     ["report", "export"],
-    ["training", "hub"],
+    ["training", "hub", "serve"],
     ["ablation"],
     ["the command line"],
 ]

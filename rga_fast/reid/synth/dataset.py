@@ -6,10 +6,13 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +132,8 @@ def _run(
         # spawn: a fork of a process in which torch's threads run may hang.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            futures = {pool.submit(_draw, task, draft, seed, size): task for task in tasks}
+            with _interrupts_ignored():  # which the processes inherit: this one ends them
+                futures = {pool.submit(_draw, task, draft, seed, size): task for task in tasks}
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -143,6 +147,18 @@ def _run(
     for task in left:
         _draw(task, draft, seed, size)
         yield task
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _generator(*words: int) -> np.random.Generator:

@@ -21,6 +21,7 @@ from rga_fast.reid.files import size_text
 from rga_fast.reid.network.describe import describe_network
 from rga_fast.reid.synth import write_dataset
 from rga_fast.reid.synth.cached import IDENTITIES, SEED, cached_folder
+from rga_fast.reid.training.advice import start_notes, step_seconds, time_note
 from rga_fast.reid.training.batches import make_sampler
 from rga_fast.reid.training.memory import step_memory
 
@@ -63,6 +64,13 @@ def describe_run(config: Config) -> None:
         "  estimated from the sizes of all tensors; scratch memory of operators, fragmentation and "
         "the program itself are not included"
     )
+    for note in start_notes(config, device):
+        console.print(note)
+    if device.type == "cpu":
+        seconds = step_seconds(config, num_classes, device) / world
+        console.print(time_note(config, device, seconds * steps * config.epochs))
+    if data.why_not_evaluated() is not None:  # a note has said why
+        console.print("this run would train only")
     if config.cache != "off":
         console.print(
             cache_note(config.cache, (data.train, data.query, data.gallery), config.size, world)

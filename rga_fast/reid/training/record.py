@@ -10,7 +10,7 @@ from typing import Any
 
 from rga_fast.reid.config import Config
 from rga_fast.reid.data.loader import TrainBatches
-from rga_fast.reid.files import write_file
+from rga_fast.reid.files import duration_text, named_errors, write_file
 from rga_fast.reid.retrieval.features import FEATURES
 from rga_fast.reid.retrieval.metrics import RankMetrics
 from rga_fast.reid.training.monitor import Monitor
@@ -34,6 +34,7 @@ class MetricsLog:
         self._file = None
         if path is None:
             return
+        self._path = path
         kept = _rows(path, keep) if keep and path.exists() else []
         for row in kept:
             if all(name in row for name in FEATURES):
@@ -45,8 +46,9 @@ class MetricsLog:
     def write(self, **row: Any) -> None:
         """Adds a row to the file, flushed, and to the monitor."""
         if self._file is not None:
-            self._file.write(_line(row))
-            self._file.flush()
+            with named_errors(self._path):
+                self._file.write(_line(row))
+                self._file.flush()
         self.monitor.row(row)
 
     def evaluation(self, epoch: int, step: int, scores: Scores) -> None:
@@ -58,6 +60,11 @@ class MetricsLog:
         """The scores of the evaluation after `step`, if there was one, also before a resume."""
         return self._scores.get(step)
 
+    @property
+    def evaluations(self) -> dict[int, Scores]:
+        """The scores of every evaluation, by step."""
+        return dict(self._scores)
+
     def __enter__(self) -> MetricsLog:
         return self
 
@@ -67,7 +74,16 @@ class MetricsLog:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+    """Strict JSON, which has no infinity and no NaN: a gradient's norm that overflowed is null."""
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _rows(path: Path, keep: int) -> list[dict[str, Any]]:
@@ -88,6 +104,7 @@ class EpochRecord:
         self._config, self._epoch, self._batches, self._log = config, epoch, batches, log
         self._batch = config.identities_per_batch * config.images_per_identity
         self._seen, self._correct, self._loss = 0, 0, 0.0
+        self.seconds_left = 0.0
         self._clock = time.perf_counter()
 
     def add(self, step: int, rate: float, result: StepResult) -> None:
@@ -121,12 +138,8 @@ class EpochRecord:
         )
         left = (self._config.epochs - epoch) * steps - step - 1
         self.note = f"loss {self._loss / self._seen:.2f}, accuracy {accuracy:.0%}"
-        self.note += f", {speed:.0f} images/s, {_duration(left * self._batch / speed)} left"
+        self.seconds_left = left * self._batch / speed
+        self.note += f", {speed:.{0 if speed >= 10 else 1}f} images/s"
+        self.note += f", {duration_text(self.seconds_left)} of training left"
         if waiting > WAITING_NOTED:
             self.note += f", {waiting:.0%} of it waiting for images"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

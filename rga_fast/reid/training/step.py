@@ -123,9 +123,10 @@ class Training:
         values = self.ranks.sum(means)
         if norm is not None:
             values = torch.cat([values, norm[None]])
-        values = values.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+        asynchronous = self.device.type == "cuda"  # others have no event to wait for the copy
+        values = values.to("cpu", non_blocking=asynchronous)  # from a GPU into pinned memory
         arrived = None
-        if self.device.type == "cuda":
+        if asynchronous:
             arrived = torch.cuda.current_stream(self.device).record_event()
         return PendingResult(values, self.ranks.world, arrived)
 

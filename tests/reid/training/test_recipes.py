@@ -8,7 +8,7 @@ from torch import nn
 from rga_fast import cli
 from rga_fast.reid.checkpoint import make_network
 from rga_fast.reid.config import RECIPES, Config, load_recipe
-from rga_fast.reid.training.run import learning_rate
+from rga_fast.reid.training.epoch import learning_rate
 from rga_fast.reid.training.step import Training
 
 PAPER = {

@@ -79,3 +79,24 @@ def test_a_loss_that_is_no_number_is_named(tmp_path):
     (row,) = map(json.loads, (tmp_path / "metrics.jsonl").open())
     assert (row["step"], row["epoch"], row["accuracy"]) == (9, 3, 0.25)
     assert record.note.startswith("loss 2.00, accuracy 25%, ")
+
+
+def test_rows_are_strict_json(tmp_path):
+    """The norm of a gradient overflows in float16, and its step is skipped."""
+
+    def constant(name):
+        raise ValueError(name)
+
+    with opened(tmp_path) as log:
+        log.write(step=1, loss=1.0, grad_norm=float("inf"))
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=constant) == {"step": 1, "loss": 1.0, "grad_norm": None}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full to play a full disk")
+def test_a_full_disk_names_the_file(tmp_path):
+    log = opened(tmp_path)
+    log._file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left") as error:
+        log.write(step=1, loss=1.0)
+    assert error.value.filename == str(tmp_path / "metrics.jsonl")

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from rga_fast.reid.checkpoint import Checkpoint, make_network
 from rga_fast.reid.config import RECIPES, Config
+from rga_fast.reid.training.epoch import seed_step
 from rga_fast.reid.training.losses import reid_losses
 from rga_fast.reid.training.memory import step_memory
-from rga_fast.reid.training.run import seed_step
 from rga_fast.reid.training.step import Training
 
 CPU = torch.device("cpu")
@@ -56,6 +56,21 @@ def test_a_step_tells_the_losses_of_its_batch():
     assert result.correct == (output.logits.argmax(1) == labels).sum()
     assert result.grad_norm is None
     assert training.optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_copies_are_waited_for_where_there_is_no_event(monkeypatch):
+    """On a CPU, as on every device but CUDA's: a copy that nobody waits for may hold anything."""
+    to, asynchronous = torch.Tensor.to, []
+
+    def recorded(tensor, *arguments, **options):
+        if "cpu" in map(str, arguments) and options.get("non_blocking"):
+            asynchronous.append(tensor)
+        return to(tensor, *arguments, **options)
+
+    training = training_of()
+    monkeypatch.setattr(torch.Tensor, "to", recorded)
+    training.step(*batch(), 1e-3)
+    assert not asynchronous
 
 
 def test_accumulation_is_the_mean_of_the_slices():

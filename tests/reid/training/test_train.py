@@ -15,8 +15,10 @@ from small_runs import SMALL, Killed, assert_same_run, at_step, rows, run, run_u
 
 from rga_fast.reid.checkpoint import load_checkpoint, save_checkpoint
 from rga_fast.reid.config import RECIPES, Config, parse_assignments
-from rga_fast.reid.training import run as training_run
-from rga_fast.reid.training.run import learning_rate
+from rga_fast.reid.training import epoch as training_epoch
+from rga_fast.reid.training import evaluation as training_evaluation
+from rga_fast.reid.training.epoch import learning_rate
+from rga_fast.reid.training.stopping import SIGNALS, Interrupted, continuation, stop_signals
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +83,9 @@ def test_resume_equals_a_run_never_interrupted(trained, market, tmp_path, monkey
     def die(*_):
         raise Killed
 
-    monkeypatch.setattr(training_run, "READBACK_LAG", {"cpu": 2})
+    monkeypatch.setattr(training_epoch, "READBACK_LAG", {"cpu": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(training_run, "evaluate", die)
+        patch.setattr(training_evaluation, "evaluate", die)
         with pytest.raises(Killed):
             run(*common, "--resume", "auto")
     assert [row["loss"] for row in rows(out)] == [row["loss"] for row in rows(trained)]
@@ -128,24 +130,32 @@ def test_resume_with_everything_that_has_state(market, tmp_path, monkeypatch):
     assert {name: found[name] for name in summary["after"]} == summary["after"]  # of the average
 
 
-@pytest.mark.parametrize("step", [2, 3])
-def test_sigterm_saves_behind_a_step(step, trained, market, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "step"), [("SIGTERM", 2), ("SIGTERM", 3), ("SIGINT", 2), ("SIGHUP", 1)]
+)
+def test_signals_save_behind_a_step(name, step, trained, market, tmp_path, capsys):
     """In the middle of an epoch and at its end, when evaluation is still to come."""
-    out = tmp_path / "stopped"
+    out = tmp_path / "a run"
     common = ["train", "--fused", "--data", market, "--out", out]
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def terminate():
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), getattr(signal, name))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", at_step(step, terminate))
         with pytest.raises(SystemExit) as stopped:
             run(*common, *SMALL)
-    assert stopped.value.code == 143
+    assert stopped.value.code == 128 + getattr(signal, name)
+    told = capsys.readouterr().err.strip()
+    assert told == f"rga-fast: stopped by {name}; to continue: {continuation(out)}"
+    assert continuation(out) == f"rga-fast train --resume auto --out '{out}'"
+    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
     saved = load_checkpoint(out / "checkpoints/last.pt")
     assert (saved.epoch, saved.step) == (0, step)
-    assert run(*common, "--resume", "auto") == 0
-    assert_same_run(out, trained)
+    if name == "SIGTERM":
+        assert run(*common, "--resume", "auto") == 0
+        assert_same_run(out, trained)
 
 
 def test_a_damaged_checkpoint_is_passed_over(trained, market, tmp_path, capsys):
@@ -164,13 +174,48 @@ def test_a_damaged_checkpoint_is_passed_over(trained, market, tmp_path, capsys):
     assert "every checkpoint there is damaged" in capsys.readouterr().err
 
 
+def test_a_signal_in_an_evaluation(trained, market, tmp_path):
+    """Ends it at once; the run was saved before."""
+    out = tmp_path / "stopped"
+    common = ["train", "--fused", "--data", market, "--out", out]
+
+    evaluate, calls = training_evaluation.evaluate, []
+
+    def interrupt(*arguments):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the evaluation went on")
+        return evaluate(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_evaluation, "evaluate", interrupt)
+        with pytest.raises(SystemExit):
+            run(*common, *SMALL, "eval_every=1", "checkpoint_every=9")
+    assert [row["step"] for row in rows(out)] == [1, 2, 3]
+    assert run(*common, "--resume", "auto") == 0
+    assert [row["loss"] for row in rows(out)] == [row["loss"] for row in rows(trained)]
+
+
+def test_nohup_is_respected(monkeypatch, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals(tmp_path) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_set()
+            with pytest.raises(Interrupted), stop.at_once():
+                os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full to play a full disk")
 def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(trained / "checkpoints", folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "last.pt.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left.*, .* MB needed, .* free: '.*last.pt'"):
         save_checkpoint(folder, load_checkpoint(folder / "last.pt"))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -226,7 +271,7 @@ def test_assignments():
         (["epochs"], "expected field=value, got 'epochs'"),
         (["identities_per_batch=64"], "takes 64 identities, but the training images show only 12"),
         (["device=tpu7"], "device 'tpu7' cannot be used"),
-        (["--pretrained=missing.pth"], "no file with pretrained weights at missing.pth"),
+        (["--pretrained=missing.pth"], "missing.pth"),
         (["--resume=missing.pt"], "no checkpoint at missing.pt"),
     ],
 )
