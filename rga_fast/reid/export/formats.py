@@ -159,7 +159,6 @@ def _write_aoti(
             inductor_configs={
                 "aot_inductor.metadata": {KEY: to_json(facts)},
                 "cpp.dynamic_threads": True,  # the program that loads it decides
-                "freezing": True,  # weights in the layout of the processor's products
             },
         )
 
