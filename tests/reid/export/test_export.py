@@ -196,6 +196,20 @@ def test_int8_states_what_it_costs(run_folder, tmp_path, capsys, mode):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_failing_exporter_is_reported_in_a_line(run_folder, tmp_path, monkeypatch, capsys):
+    class Strange(Exception):
+        pass
+
+    def fail(*args, **kwargs):
+        raise Strange("no compiler")
+
+    monkeypatch.setattr(torch.jit, "trace", fail)
+    arguments = ("--format", "torchscript", "--out", tmp_path / "model.pt", "--images", 6)
+    assert export(run_folder, *arguments) == 1
+    assert "export: torchscript failed: Strange: no compiler" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_size_than_that_of_the_training(run_folder, tmp_path, capsys):
     path = tmp_path / "model.pt"
     arguments = (run_folder, "--format", "torchscript", "--out", path, "--images", 6)
