@@ -36,10 +36,17 @@ def add_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--images", type=int, default=256, metavar="N", help="about how many of them (256)"
     )
+    verb.add_argument(
+        "fields",
+        nargs="*",
+        metavar="field=value",
+        help="height and width of the images, where not those of the training: RGA is resized",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     from rga_fast.reid.checkpoint import find_checkpoint, open_trained
+    from rga_fast.reid.config import parse_assignments
     from rga_fast.reid.console import console
     from rga_fast.reid.data.source import open_source
     from rga_fast.reid.export.formats import FORMATS as WRITTEN
@@ -48,11 +55,13 @@ def run(options: argparse.Namespace) -> None:
 
     if options.images < 1:
         raise ValueError(f"--images must be at least 1, got {options.images}")
+    size = parse_assignments(options.fields)
+    if unknown := size.keys() - {"height", "width"}:
+        raise ValueError(f"export: expected height or width, got {', '.join(sorted(unknown))}")
     checkpoint = find_checkpoint(options.source)
-    trained = open_trained(checkpoint, "cpu", impl="auto")
+    trained = open_trained(checkpoint, "cpu", impl="auto", **size)
     config = trained.config
-    paths = config.data if options.data is None else options.data
-    data = open_source(paths, boxes=config.boxes, train_on_val=config.train_on_val)
+    data = open_source(config.data if options.data is None else options.data, **config.reading)
     folder = options.source if options.source.is_dir() else checkpoint.parent
     ending = f"-int8-{options.int8}" if options.int8 else ""
     path = options.out or folder / f"model{ending}{WRITTEN[options.format].suffix}"

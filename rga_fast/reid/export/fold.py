@@ -136,15 +136,21 @@ class FoldedBranch(nn.Module):
     def _relations(self, V: Tensor) -> Tensor:
         theta = self._layer("theta", V).relu() if self.embedded else V  # (B, c, n)
         if self.symmetric:
-            return torch.matmul(torch.matmul(self.W_row, theta.transpose(1, 2)), theta)
+            P = torch.bmm(_batch(self.W_row, theta), theta.transpose(1, 2))
+            return torch.bmm(P, theta)
         phi = self._layer("phi", V).relu()
-        P = torch.matmul(self.W_row, phi.transpose(1, 2))  # (B, m, c)
-        Q = torch.matmul(self.W_col, theta.transpose(1, 2))
-        return torch.matmul(P, theta) + torch.matmul(Q, phi)
+        P = torch.bmm(_batch(self.W_row, V), phi.transpose(1, 2))  # (B, m, c)
+        Q = torch.bmm(_batch(self.W_col, V), theta.transpose(1, 2))
+        return torch.baddbmm(torch.bmm(P, theta), Q, phi)
 
     def _layer(self, name: str, V: Tensor) -> Tensor:
         weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
-        return torch.matmul(weight, V) + bias
+        return torch.baddbmm(bias, _batch(weight, V), V)
+
+
+def _batch(weight: Tensor, V: Tensor) -> Tensor:
+    # `matmul` would copy a transposed V, in PyTorch and in what is compiled from it.
+    return weight.expand(V.shape[0], -1, -1)
 
 
 def _folded(layer: nn.Sequential) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,7 @@ def export_network(
         ValueError: if the file gives something else, or options do not go together. Nothing is
             written then, and a file that was at `path` stays.
         ImportError: without the packages of the extra `export`.
+        RuntimeError: if the exporter of the format fails, as without a compiler.
     """
     validation.check_choice("export", "format", kind, tuple(FORMATS))
     if quantise is not None:
@@ -67,8 +68,14 @@ def export_network(
 
     def write(partial: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-            made = _write(trained, data, Path(folder), kind, quantise)
-            run = FORMATS[kind].open(made)
+            try:
+                made = _write(trained, data, Path(folder), kind, quantise)
+                run = FORMATS[kind].open(made)
+            except (ValueError, OSError, ImportError):
+                raise
+            except Exception as error:  # of the exporters and runtimes, which have many kinds
+                reason = f"{type(error).__name__}: {error}"
+                raise RuntimeError(f"export: {kind} failed: {reason}") from error
             rows.extend(parity.compare(run, expected, quantised=quantise is not None))
             parity.check(rows, None if quantise is None else most_lost)
             shutil.copyfile(made, partial)

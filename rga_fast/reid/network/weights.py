@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rga_fast.reid.network.reidnet import ReidNet
 from rga_fast.reid.network.weight_files import read_weights
+
+State = dict[str, Tensor]
 
 MOST_LISTED = 8  # names in a line of the summary
 
@@ -82,17 +84,24 @@ def load_pretrained(model: ReidNet, path: str | Path) -> WeightsReport:
     return _load(model, Path(path), whole=False)
 
 
-def load_init(model: ReidNet, path: str | Path) -> WeightsReport:
+def load_init(
+    model: ReidNet, path: str | Path, convert: Callable[[State], State] | None = None
+) -> WeightsReport:
     """Loads a trained network into `model`, to train it on other people.
 
     As `load_pretrained`, and also the attention after each stage and the neck, each if the file has
-    all of it in the same shapes. The classifier keeps its values: its rows are people.
+    all of it in the same shapes. The classifier keeps its values: its rows are people. `convert`
+    changes the state dict of the file first, such as to another size.
     """
-    return _load(model, Path(path), whole=True)
+    return _load(model, Path(path), whole=True, convert=convert)
 
 
-def _load(model: ReidNet, path: Path, *, whole: bool) -> WeightsReport:
+def _load(
+    model: ReidNet, path: Path, *, whole: bool, convert: Callable[[State], State] | None = None
+) -> WeightsReport:
     state, inside = read_weights(path)
+    if convert is not None:
+        state = convert(state)
     prefix, found = _by_our_names(state)
     own = model.state_dict()
     names = [f"backbone.{name}." for name in model.backbone.trunk]

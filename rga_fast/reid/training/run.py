@@ -26,8 +26,6 @@ from rga_fast.reid.data.tables import dataset_table
 from rga_fast.reid.distributed import Ranks, joined, pick_device
 from rga_fast.reid.files import json_text, write_file
 from rga_fast.reid.network.describe import describe_network
-from rga_fast.reid.network.reidnet import ReidNet
-from rga_fast.reid.network.weights import load_init, load_pretrained
 from rga_fast.reid.report.curves import curves_note
 from rga_fast.reid.retrieval.features import EvalData, open_eval_data
 from rga_fast.reid.retrieval.tables import metrics_table, skipped_note
@@ -44,6 +42,7 @@ from rga_fast.reid.training.folder import (
     run_folder,
 )
 from rga_fast.reid.training.gates import gate_statistics, probe_images
+from rga_fast.reid.training.initial import initialise
 from rga_fast.reid.training.monitor import Monitor
 from rga_fast.reid.training.record import MetricsLog
 from rga_fast.reid.training.resume import check_continues, check_data, check_progress, elsewhere
@@ -127,7 +126,7 @@ def _train(
     sampler, positions = make_sampler(data.train.labels, config, ranks)
     model = make_network(config, num_classes)
     if saved is None:
-        _initialise(model, config)
+        initialise(model, config)
     training = Training(model, config, device, ranks)
     if saved is not None:
         training.load(saved, "the checkpoint")
@@ -239,14 +238,6 @@ def _open_data(config: Config, ranks: Ranks, saved: Checkpoint | None) -> ReidDa
     ranks.check_same("data set", data.counts())
     console.print(dataset_table(data))
     return data
-
-
-def _initialise(model: ReidNet, config: Config) -> None:
-    """Loads the weights that the run starts from, if there are any."""
-    if config.pretrained is not None:
-        console.print(str(load_pretrained(model, config.pretrained)))
-    if config.init is not None:
-        console.print(str(load_init(model, config.init)))
 
 
 def _scores(

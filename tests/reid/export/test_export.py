@@ -196,6 +196,30 @@ def test_int8_states_what_it_costs(run_folder, tmp_path, capsys, mode):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_failing_exporter_is_reported_in_a_line(run_folder, tmp_path, monkeypatch, capsys):
+    class Strange(Exception):
+        pass
+
+    def fail(*args, **kwargs):
+        raise Strange("no compiler")
+
+    monkeypatch.setattr(torch.jit, "trace", fail)
+    arguments = ("--format", "torchscript", "--out", tmp_path / "model.pt", "--images", 6)
+    assert export(run_folder, *arguments) == 1
+    assert "export: torchscript failed: Strange: no compiler" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_size_than_that_of_the_training(run_folder, tmp_path, capsys):
+    path = tmp_path / "model.pt"
+    arguments = (run_folder, "--format", "torchscript", "--out", path, "--images", 6)
+    assert export(*arguments, "height=48", "width=24") == 0
+    before, _ = FORMATS["torchscript"].open(path)(torch.zeros(2, 48, 24, 3, dtype=torch.uint8))
+    assert before.shape == (2, 64)
+    assert export(*arguments, "epochs=3") == 1
+    assert "expected height or width, got epochs" in capsys.readouterr().err
+
+
 def test_what_cannot_be_exported_is_said(run_folder, market, tmp_path, monkeypatch, capsys):
     assert export(run_folder, "--format", "pt2", "--int8", "static") == 1
     assert "int8 needs the format onnx, got pt2" in capsys.readouterr().err
