@@ -9,8 +9,10 @@ Zhang et al., Relation-Aware Global Attention for Person Re-identification, CVPR
 from rga_fast.dispatch import Choice, choose, implementations
 from rga_fast.functional import affinity, attention, relation_embedding
 from rga_fast.fusing import fuse, unfuse
+from rga_fast.inserting import insert_rga, map_sizes
 from rga_fast.modules import RGA
 from rga_fast.reference import Branch
+from rga_fast.resizing import resize_relations
 
 __all__ = [
     "RGA",
@@ -21,7 +23,10 @@ __all__ = [
     "choose",
     "fuse",
     "implementations",
+    "insert_rga",
+    "map_sizes",
     "relation_embedding",
+    "resize_relations",
     "unfuse",
 ]
 __version__ = "0.1.0"

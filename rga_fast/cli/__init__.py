@@ -11,7 +11,20 @@ from collections.abc import Sequence
 
 import rga_fast
 
-VERBS = ("train", "evaluate", "ablate", "data", "synth", "info")
+VERBS = (
+    "train",
+    "evaluate",
+    "report",
+    "visualize",
+    "index",
+    "search",
+    "serve",
+    "ablate",
+    "export",
+    "data",
+    "synth",
+    "info",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from rga_fast.reid.distributed import pick_device
 from rga_fast.reid.files import write_file
 from rga_fast.reid.network.attention import rga
 from rga_fast.reid.network.reidnet import ReidNet
+from rga_fast.resizing import resize_relations
 
 FORMAT = "rga_fast checkpoint 1"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -140,13 +141,19 @@ class Trained(NamedTuple):
 
 
 def open_trained(
-    path: str | os.PathLike[str], device: torch.device | str = "auto", **fields: Any
+    path: str | os.PathLike[str],
+    device: torch.device | str = "auto",
+    *,
+    size: tuple[int, int] | None = None,
+    **fields: Any,
 ) -> Trained:
     """The network in a checkpoint, with the weights to evaluate (averaged if there are any).
 
     Args:
         device: for the network, by default a GPU where there is one; not that of the
             configuration, which belongs to the machine of the training.
+        size: (height, width) of the images, short for these two fields. For another size than that
+            of the training, the weights are resampled (`rga_fast.resize_relations`).
         fields: of the configuration, to replace, such as `impl`.
 
     Raises:
@@ -155,9 +162,12 @@ def open_trained(
             cannot be used.
     """
     saved = load_checkpoint(path)
+    if size is not None:
+        fields = {**fields, "height": size[0], "width": size[1]}
     config = saved.config.replace(**fields)
     network = make_network(config, saved.num_classes)
-    load_weights(network, saved.weights, str(path))
+    state = resized(saved.weights, saved.config, config.size)
+    load_weights(network, state, str(path))
     network.to(pick_device(device) if isinstance(device, str) else device).eval()
     return Trained(network, config, saved.epoch)
 
@@ -177,6 +187,19 @@ def make_network(config: Config, num_classes: int) -> ReidNet:
         width=config.base_width,
         last_stride=config.last_stride,
         **options,
+    )
+
+
+def resized(state: dict[str, Tensor], config: Config, size: tuple[int, int]) -> dict[str, Tensor]:
+    """The weights of the network that `config` describes, for images of another `size`."""
+    if config.attention not in rga.SYSTEMS or size == config.size:
+        return state
+    return resize_relations(
+        state,
+        config.size,
+        size,
+        spatial_ratio=config.spatial_ratio,
+        down_ratio=config.down_ratio,
     )
 
 

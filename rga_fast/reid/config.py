@@ -31,6 +31,7 @@ from rga_fast.reid.files import write_file
 from rga_fast.reid.network import attention
 from rga_fast.reid.network.attention import rga
 from rga_fast.reid.network.resnet import ARCHITECTURES
+from rga_fast.reid.network.timm_backbone import PREFIX
 from rga_fast.reid.words import meant
 
 SCHEDULES = ("step", "cosine")
@@ -48,6 +49,10 @@ def _is_pattern(value: Any) -> bool:
 
 
 PATHS = Range("a path or several", _are_paths)
+NETWORK = Range(
+    f"one of {', '.join(ARCHITECTURES)}, or timm:NAME",
+    lambda value: value in ARCHITECTURES or (value.startswith(PREFIX) and value != PREFIX),
+)
 PATTERN = Range("a regular expression", _is_pattern)
 
 
@@ -99,9 +104,15 @@ class Config:
         may_differ=True,
     )
 
-    arch: str = declare("resnet50", "the ResNet", choices=tuple(ARCHITECTURES))
-    base_width: int = declare(64, "channels of the stem", range=POSITIVE_INTEGER)
-    last_stride: int = declare(1, "stride of stage 4, 1 or 2", range=POSITIVE_INTEGER)
+    arch: str = declare(
+        "resnet50",
+        f"the network: {', '.join(ARCHITECTURES)}, or timm:NAME",
+        range=NETWORK,
+        option=True,
+        metavar="NAME",
+    )
+    base_width: int = declare(64, "channels of a ResNet's stem", range=POSITIVE_INTEGER)
+    last_stride: int = declare(1, "stride of a ResNet's stage 4, 1 or 2", range=POSITIVE_INTEGER)
     pretrained: str | None = declare(
         None, "weights of the backbone (ImageNet, MoCo, ...)", option=True, metavar="FILE"
     )

@@ -72,6 +72,14 @@ class Ranks(NamedTuple):
             dist.broadcast_object_list(shared, device=torch.device("cpu"))
         return shared[0]
 
+    def gather(self, value: T) -> list[T]:
+        """The `value` of every rank, in the order of the ranks; the same on all of them."""
+        values: list[Any] = [[value if rank == self.rank else None] for rank in range(self.world)]
+        if self.world > 1:
+            for rank, shared in enumerate(values):
+                dist.broadcast_object_list(shared, rank, device=torch.device("cpu"))
+        return [shared[0] for shared in values]
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Rank 0 runs the body before the others do, so that they find the files that it wrote."""

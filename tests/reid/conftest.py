@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import SMALL, run
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +21,11 @@ def market(tmp_path_factory):
                     root / folder / f"{identity:04}_c{camera}s1_{len(folder):06}_00.jpg"
                 )
     return root
+
+
+@pytest.fixture(scope="session")
+def small_run(market, tmp_path_factory):
+    """The folder of a run of two epochs on `market`."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    assert run("train", "--fused", "--data", market, "--out", out, *SMALL) == 0
+    return out

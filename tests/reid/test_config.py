@@ -193,3 +193,13 @@ def test_open_trained_takes_the_averaged_weights(former, tmp_path):
     torch.save(fields, path)
     with pytest.raises(ValueError, match="weights of another architecture"):
         open_trained(path, "cpu")
+
+
+def test_a_trained_network_opens_at_another_size(former):
+    """Its relations are resampled; by `size` as by the fields."""
+    path, _ = former
+    network = open_trained(path, "cpu", size=(64, 32)).network
+    assert network(torch.zeros(2, 3, 64, 32)).after_neck.shape == (2, 64)
+    by_fields = open_trained(path, "cpu", height=64, width=32).network
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, by_fields.state_dict()[name]), name

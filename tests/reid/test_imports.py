@@ -17,8 +17,8 @@ ROOMS = [
     ["config"],
     ["checkpoint"],
     ["retrieval"],
-    ["report"],
-    ["training"],
+    ["report", "export"],
+    ["training", "hub", "serve"],
     ["ablation"],
     ["the command line"],
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rga_fast.reid.console import Advance
-from rga_fast.reid.data.datasets import SPLITS, ReidData, Split, require_identities
+from rga_fast.reid.data.datasets import ReidData, Split, require_identities
 from rga_fast.reid.data.images import available_cores, read_image
 
 
@@ -55,9 +55,10 @@ def without_damaged(
     damaged = damaged_images(files_of(data), progress)
     if not damaged:
         return data, {}
-    splits = {name: _without(getattr(data, name), damaged) for name in SPLITS}
-    require_identities(data.train.root, splits["train"])
-    return dataclasses.replace(data, **splits), damaged
+    splits = (data.train, data.query, data.gallery)
+    train, query, gallery = (_without(split, damaged) for split in splits)
+    require_identities(train.root, train)
+    return dataclasses.replace(data, train=train, query=query, gallery=gallery), damaged
 
 
 def _without(split: Split, damaged: dict[Path, str]) -> Split:

@@ -47,15 +47,23 @@ def read_image(path: str | os.PathLike[str], size: Size) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            _check(image)
-            upright = UPRIGHT.get(_orientation(image))
-            whole = image if upright is None else image.transpose(upright)
-            rgb = whole if whole.mode == "RGB" else whole.convert("RGB")
-            return np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+            return to_pixels(image, size)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # decoders raise any kind on damaged bytes
         raise ValueError(f"{os.fspath(path)}: not a readable image: {error}") from error
+
+
+def to_pixels(image: Image.Image, size: Size) -> np.ndarray:
+    """An open image, turned, converted and resized as `read_image` does it: uint8 (H, W, 3), RGB.
+
+    ValueError for what `read_image` does not take; whatever decoding raises.
+    """
+    _check(image)
+    upright = UPRIGHT.get(_orientation(image) or 1)
+    whole = image if upright is None else image.transpose(upright)
+    rgb = whole if whole.mode == "RGB" else whole.convert("RGB")
+    return np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def _check(image: Image.Image) -> None:
@@ -63,8 +71,9 @@ def _check(image: Image.Image) -> None:
     width, height = image.size
     if min(width, height) < SMALLEST:
         raise ValueError(f"{width} x {height} pixels; expected an image of a person")
-    if image.format in ANIMATED and getattr(image, "is_animated", False):
-        raise ValueError(f"an animation ({image.format} with {image.n_frames} frames)")
+    frames = getattr(image, "n_frames", 1)
+    if image.format in ANIMATED and frames > 1:
+        raise ValueError(f"an animation ({image.format} with {frames} frames)")
     if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
         raise ValueError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
 

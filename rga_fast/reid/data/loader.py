@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rga_fast.reid.data.augment import Augmentation, Draws, normalise
+from rga_fast.reid.data.given import GivenImages
 from rga_fast.reid.data.images import Images
 from rga_fast.reid.data.sampler import IdentitySampler
 
@@ -93,7 +94,7 @@ class EvalBatches:
 
     def __init__(
         self,
-        images: Images,
+        images: Images | GivenImages,
         batch_size: int = 64,
         *,
         device: torch.device | str = "cpu",
@@ -135,7 +136,7 @@ class _StepsFrom:
 class _IndexedImages(Dataset):
     """Returns (indices, pixels), or the error: DataLoader would wrap it in a traceback."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images | GivenImages) -> None:
         self.images = images
 
     def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | Exception:
@@ -146,7 +147,7 @@ class _IndexedImages(Dataset):
 
 
 def _read_ahead(
-    images: Images, steps: Iterable[np.ndarray], device: torch.device, workers: int
+    images: Images | GivenImages, steps: Iterable[np.ndarray], device: torch.device, workers: int
 ) -> DataLoader:
     return DataLoader(
         _IndexedImages(images),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rga_fast.reid.network.attention import NONE, make_attention
 from rga_fast.reid.network.resnet import Backbone
+from rga_fast.reid.network.timm_backbone import PREFIX, TimmBackbone
 
 
 class ReidOutput(NamedTuple):
@@ -25,7 +26,8 @@ class ReidNet(nn.Module):
     torchvision's names in `backbone`, so that ImageNet weights load (`load_pretrained`).
 
     Args:
-        arch: one of `resnet.ARCHITECTURES`.
+        arch: one of `resnet.ARCHITECTURES`, or timm:NAME for a network of timm; `width` and
+            `last_stride` are of the former only.
         num_classes: identities of the training set.
         size: (H, W) of the images, in pixels.
         stages: the stages, of 1 to 4, that attention follows.
@@ -54,14 +56,13 @@ class ReidNet(nn.Module):
             raise ValueError(f"ReidNet: num_classes must be at least 1, got {num_classes}")
         self.arch, self.width, self.attention_name = arch, width, attention
         self.size = (size[0], size[1])
-        self.backbone = Backbone(
-            arch,
-            self.size,
-            () if attention == NONE else stages,
-            width,
-            last_stride,
-            partial(make_attention, attention, **options),
-        )
+        places = () if attention == NONE else stages
+        make = partial(make_attention, attention, **options)
+        self.backbone: Backbone | TimmBackbone
+        if arch.startswith(PREFIX):
+            self.backbone = TimmBackbone(arch.removeprefix(PREFIX), self.size, places, make)
+        else:
+            self.backbone = Backbone(arch, self.size, places, width, last_stride, make)
         self.feature_dim = self.backbone.channels
         self.feat_bn = nn.BatchNorm1d(self.feature_dim)
         self.feat_bn.bias.requires_grad_(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,10 @@ def read_curves(run: Path) -> dict[str, Curve]:
     ValueError: a file without steps.
     """
     source = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for line in source.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # the incomplete last line of a run that was killed
+            rows.append(json.loads(line))
     steps: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         if "loss" in row:

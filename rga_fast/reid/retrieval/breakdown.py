@@ -63,8 +63,48 @@ def bootstrap(
     Raises:
         ValueError: where no query is valid, or for a level outside (0, 1).
     """
+    _check_level(level)
+    return _intervals(_resampled(scores, query_ids, samples, seed), level)
+
+
+def bootstrap_difference(
+    scores: QueryScores,
+    other: QueryScores,
+    query_ids: Tensor,
+    *,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Percentile intervals of by how much `other` is higher than `scores`, on the same queries.
+
+    Both are averaged over the same drawn identities: what makes some people harder than others is
+    common to both and cancels, so that these are narrower than two separate intervals suggest.
+
+    Raises:
+        ValueError: as `bootstrap`, and where other queries are valid.
+    """
+    _check_level(level)
+    if not torch.equal(scores.valid, other.valid):
+        raise ValueError("bootstrap_difference: expected scores of the same queries")
+    ours, theirs = (_resampled(each, query_ids, samples, seed) for each in (scores, other))
+    return _intervals(theirs - ours, level)
+
+
+def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"bootstrap: level must be above 0 and below 1, got {level}")
+
+
+def _intervals(means: Tensor, level: float) -> dict[str, Interval]:
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = means.quantile(tails, dim=0).tolist()
+    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
+    return {name: Interval(*ends) for name, *ends in zip(names, low, high, strict=True)}
+
+
+def _resampled(scores: QueryScores, query_ids: Tensor, samples: int, seed: int) -> Tensor:
+    """(samples, 5) the means of rank-1, rank-5, rank-10, AP and INP over drawn identities."""
     valid = scores.valid.cpu()
     if not valid.any():
         raise ValueError(f"bootstrap: none of the {len(valid)} queries is valid")
@@ -78,10 +118,7 @@ def bootstrap(
     for _ in range(samples):
         drawn = torch.randint(len(identity), (len(identity),), generator=generator)
         means.append(sums[drawn].sum(dim=0) / counts[drawn].sum())
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.stack(means).quantile(tails, dim=0).tolist()
-    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
-    return {name: Interval(*ends) for name, *ends in zip(names, low, high, strict=True)}
+    return torch.stack(means)
 
 
 def by_camera_pair(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rga_fast.reid.console import progress
 from rga_fast.reid.data.datasets import ReidData, Split
+from rga_fast.reid.data.given import GivenImages
 from rga_fast.reid.data.images import Images, open_images
 from rga_fast.reid.data.loader import EvalBatches
 from rga_fast.reid.distributed import Ranks
@@ -28,7 +29,7 @@ FEATURES = ("before_neck", "after_neck")
 
 
 class Features(NamedTuple):
-    """(N, D) float32 on the CPU: both features of the images of a split."""
+    """(N, D) float32: both features of N images; of a split they are on the CPU."""
 
     before_neck: Tensor
     after_neck: Tensor
@@ -51,7 +52,7 @@ def open_eval_data(data: ReidData, size: tuple[int, int], **options: Any) -> Eva
 @torch.inference_mode()
 def extract_features(
     model: ReidNet,
-    images: Images,
+    images: Images | GivenImages,
     *,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
@@ -74,15 +75,24 @@ def extract_features(
         for batch, indices in EvalBatches(
             images, batch_size, device=device, workers=workers, share=ranks
         ):
-            outputs = [model(batch), model(batch.flip(3))] if flip else [model(batch)]
-            for name, whole in zip(FEATURES, features, strict=True):
-                views = [getattr(output, name).float().cpu() for output in outputs]
-                whole[indices] = sum(views) / len(views)
+            for extracted, whole in zip(batch_features(model, batch, flip), features, strict=True):
+                whole[indices] = extracted.cpu()
             if advance is not None:
                 advance(len(batch) * ranks.world)
     finally:
         model.train(training)
     return Features(*map(ranks.sum, features))
+
+
+def batch_features(model: ReidNet, batch: Tensor, flip: bool = False) -> Features:
+    """Both features of a batch (B, 3, H, W), float32 on its device; with `flip` the means of those
+    of the images and of their mirror images."""
+    outputs = [model(batch), model(batch.flip(3))] if flip else [model(batch)]
+    means = []
+    for name in FEATURES:
+        views = [getattr(output, name).float() for output in outputs]
+        means.append(sum(views[1:], start=views[0]) / len(views))
+    return Features(*means)
 
 
 def extract_query_gallery(

@@ -36,11 +36,11 @@ def nearest(distances: Distances, k: int) -> Nearest:
     parts = []
     for start in range(0, queries, block):
         rows = distances.rows(start, min(start + block, queries))
-        parts.append((*_lowest(rows, min(k, images)), rows.amax(dim=1)))
+        parts.append((*lowest(rows, min(k, images)), rows.amax(dim=1)))
     return Nearest(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _lowest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def lowest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Indices and values (b, k). `topk` takes any of equal values: a row in which value k + 1
     equals value k is sorted as a whole."""
     more = min(k + 1, rows.shape[1])

@@ -45,7 +45,7 @@ class Verified(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file; the curve is both ROC and DET."""
         one, two = self.pairs
-        curve = _thinned(self.curve)
+        curve = thinned(self.curve)
         return {
             "pairs_of_one_person": one,
             "pairs_of_two_people": two,
@@ -99,7 +99,7 @@ def verify(
     return found
 
 
-def _thinned(curve: Curve) -> Curve:
+def thinned(curve: Curve) -> Curve:
     """At most about `_POINTS` of its points: evenly on the logarithm of the false accept rate, and
     evenly on the true accept rate."""
     lowest = curve.false_accept[curve.false_accept > 0][0].log10()

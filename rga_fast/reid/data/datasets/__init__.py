@@ -24,7 +24,7 @@ from rga_fast.reid.data.datasets.listing import Listing
 from rga_fast.reid.data.datasets.market1501 import load_market1501, market_root
 from rga_fast.reid.data.datasets.msmt17 import load_msmt17, msmt17_root
 from rga_fast.reid.data.datasets.names import EXAMPLES
-from rga_fast.reid.data.datasets.own import has_own_images, load_folders
+from rga_fast.reid.data.datasets.own import has_own_images, load_folders, split_folders
 from rga_fast.reid.data.datasets.pattern import load_pattern
 from rga_fast.reid.data.datasets.report import DataReport, dataset_report
 from rga_fast.reid.files import user_path
@@ -36,6 +36,7 @@ __all__ = [
     "Split",
     "SplitCounts",
     "dataset_report",
+    "is_dataset",
     "join_training",
     "load_csv",
     "load_cuhk03",
@@ -103,6 +104,12 @@ def open_datasets(
     if reason is not None:
         warnings.warn(f"{paths[0]}: {reason}", stacklevel=3)
     return data
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether `folder` has training and test images, in a way that `read_dataset` knows."""
+    known = market_root(folder) is not None or msmt17_root(folder) is not None
+    return known or is_cuhk03(folder) or len(split_folders(folder)) > 1
 
 
 def read_dataset(

@@ -25,9 +25,13 @@ class ChannelAttention(nn.Module):
         self.expand = nn.Conv2d(inner, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, channels, 1, 1), in (0, 1)."""
         pooled = (x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True))
         hidden = [self.reduce(p).relu() for p in pooled]
-        return x * self.expand(hidden[0] + hidden[1]).sigmoid()  # W1 is linear: once is enough
+        return self.expand(hidden[0] + hidden[1]).sigmoid()  # W1 is linear: once is enough
 
 
 class SpatialAttention(nn.Module):
@@ -45,8 +49,12 @@ class SpatialAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W), in (0, 1)."""
         pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return x * self.filter(pooled).sigmoid()
+        return self.filter(pooled).sigmoid()
 
 
 SYSTEMS: dict[str, Callable[[int, tuple[int, int]], nn.Module]] = {

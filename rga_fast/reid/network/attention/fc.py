@@ -29,8 +29,12 @@ class FCSpatial(nn.Module):
         self.connect = nn.Sequential(nn.Linear(n, inner), nn.ReLU(), nn.Linear(inner, n))
 
     def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, 1, *size), in (0, 1)."""
         v = self.embed(x).mean(dim=1).flatten(1)  # (B, n)
-        return x * self.connect(v).sigmoid().view(-1, 1, *x.shape[2:])
+        return self.connect(v).sigmoid().view(-1, 1, *x.shape[2:])
 
 
 class FCChannel(nn.Module):
@@ -45,8 +49,12 @@ class FCChannel(nn.Module):
         self.connect = nn.Linear(max(1, channels // RATIO), channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, channels, 1, 1), in (0, 1)."""
         v = self.embed(x).mean(dim=(2, 3))  # (B, C/8)
-        return x * self.connect(v).sigmoid()[:, :, None, None]
+        return self.connect(v).sigmoid()[:, :, None, None]
 
 
 class FCParallel(nn.Module):

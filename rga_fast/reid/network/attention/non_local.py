@@ -49,9 +49,13 @@ class SimplifiedNonLocal(nn.Module):
         nn.init.zeros_(self.value.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.key(x).flatten(2).softmax(dim=-1)  # (B, 1, n)
+        weights = self.weights(x)
         mean = x.flatten(2) @ weights.transpose(1, 2)  # (B, C, 1)
         return x + self.value(mean.unsqueeze(-1))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """(B, 1, n): of the positions in the mean, with the sum 1."""
+        return self.key(x).flatten(2).softmax(dim=-1)
 
 
 SYSTEMS: dict[str, Callable[[int, tuple[int, int]], nn.Module]] = {

@@ -24,8 +24,12 @@ class SqueezeExcitation(nn.Module):
         self.expand = nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, channels, 1, 1), in (0, 1)."""
         squeezed = x.mean((2, 3), keepdim=True)
-        return x * self.expand(self.reduce(squeezed).relu()).sigmoid()
+        return self.expand(self.reduce(squeezed).relu()).sigmoid()
 
 
 SYSTEMS: dict[str, Callable[[int, tuple[int, int]], nn.Module]] = {
