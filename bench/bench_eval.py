@@ -22,8 +22,9 @@ from rga_fast.reid.retrieval.distances import FeatureDistances
 from rga_fast.reid.retrieval.metrics import query_scores, rank_metrics, summary
 from rga_fast.reid.retrieval.ranking import Labels, rank_hits
 from rga_fast.reid.retrieval.rerank import RerankedDistances
+from rga_fast.reid.retrieval.verification import count_pairs, equal_error, roc
 
-ARGSORT_QUERIES = 100  # of the argsort in Python, whose time is multiplied up to all queries
+ARGSORT_QUERIES = 100  # of the argsorts, whose time is multiplied up to all queries
 
 
 class Case(NamedTuple):
@@ -38,13 +39,15 @@ CASES = {
     "market": Case(3368, 15913, 2048, 751, 6),
     "msmt17": Case(11659, 82161, 512, 3060, 15),
 }
-JOBS = ("metrics", "rerank")
+JOBS = ("metrics", "verification", "rerank")
+ARGSORTS = {"argsort", "argsort-batched"}
 
 
 class Data(NamedTuple):
     query: Tensor
     gallery: Tensor
     labels: Labels
+    unit_gallery: Tensor  # of length 1; the argsorts get it for nothing
 
 
 def make_data(case: Case) -> Data:
@@ -57,14 +60,15 @@ def make_data(case: Case) -> Data:
         cameras.append(torch.randint(case.cameras, (count,), generator=generator))
         noise = torch.randn(count, case.width, generator=generator)
         features.append(noise.mul_(4).add_(centres[ids[-1]]))
-    return Data(features[0], features[1], Labels(*ids, *cameras))
+    unit = torch.nn.functional.normalize(features[1])
+    return Data(features[0], features[1], Labels(*ids, *cameras), unit)
 
 
 def argsort_metrics(data: Data, queries: int) -> tuple[float, float]:
     """mAP and rank-1 of the first queries as evaluation is commonly written: a product, an argsort
     of every row, and a loop in Python."""
     query = torch.nn.functional.normalize(data.query[:queries])
-    distances = (1 - query @ torch.nn.functional.normalize(data.gallery).T).numpy()
+    distances = (1 - query @ data.unit_gallery.T).numpy()
     order = np.argsort(distances, axis=1, kind="stable")
     query_ids, gallery_ids, query_cams, gallery_cams = (field.numpy() for field in data.labels)
     precisions, first = [], []
@@ -81,15 +85,35 @@ def argsort_metrics(data: Data, queries: int) -> tuple[float, float]:
     return float(np.mean(precisions)), float(np.mean(first))
 
 
+def batched_argsort_metrics(data: Data, queries: int) -> tuple[float, float]:
+    """The same without a loop: a product, numpy's fastest argsort, which is compiled, and a few
+    operations on whole matrices. Equal distances rank in any order."""
+    query = torch.nn.functional.normalize(data.query[:queries])
+    order = np.argsort((1 - query @ data.unit_gallery.T).numpy(), axis=1)
+    query_ids, gallery_ids, query_cams, gallery_cams = (field.numpy() for field in data.labels)
+    same = gallery_ids[order] == query_ids[:queries, None]
+    kept = ~(same & (gallery_cams[order] == query_cams[:queries, None]))
+    hits = same & kept
+    rows, columns = hits.nonzero()
+    ranks = kept.cumsum(axis=1, dtype=np.int32)[rows, columns]
+    counts = hits.sum(axis=1)
+    begin = counts.cumsum() - counts
+    nth = np.arange(1, len(rows) + 1) - begin[rows]
+    valid = counts > 0
+    precision = np.bincount(rows, nth / ranks, minlength=queries)[valid] / counts[valid]
+    return float(precision.mean()), float((ranks[begin[valid]] == 1).mean())
+
+
 def check(data: Data) -> None:
     """Exits where the metrics are not those of the argsort."""
     queries = min(ARGSORT_QUERIES, len(data.query))
     labels = [data.labels.query_ids[:queries], data.labels.gallery_ids]
     labels += [data.labels.query_cams[:queries], data.labels.gallery_cams]
     got = rank_metrics(data.query[:queries], data.gallery, *labels)
-    mAP, rank1 = argsort_metrics(data, queries)
-    if abs(got.mAP - mAP) > 1e-6 or abs(got.rank1 - rank1) > 1e-9:
-        raise SystemExit(f"the metrics are {got}, by argsort mAP {mAP} and rank-1 {rank1}")
+    for way in (argsort_metrics, batched_argsort_metrics):
+        mAP, rank1 = way(data, queries)
+        if abs(got.mAP - mAP) > 1e-6 or abs(got.rank1 - rank1) > 1e-9:
+            raise SystemExit(f"the metrics are {got}, by {way.__name__} {mAP} and {rank1}")
 
 
 def measure(name: str, case: Case, args: argparse.Namespace) -> list[common.Row]:
@@ -101,16 +125,19 @@ def measure(name: str, case: Case, args: argparse.Namespace) -> list[common.Row]
         "product": lambda: data.query @ data.gallery.T,
         "metrics": lambda: rank_metrics(data.query, data.gallery, *data.labels),
         "argsort": lambda: argsort_metrics(data, queries),
+        "argsort-batched": lambda: batched_argsort_metrics(data, queries),
     }
     if "rerank" in args.jobs:
         calls["rerank"] = lambda: reranked(data)
+    if "verification" in args.jobs:
+        calls["verification"] = lambda: verified(data)
     if "metrics" not in args.jobs:
-        del calls["metrics"], calls["argsort"]
+        del calls["metrics"], calls["argsort"], calls["argsort-batched"]
     common.progress(f"{name}: timing {', '.join(calls)} in turn")
     device = torch.device("cpu")
     samples = common.time_in_turn(calls, args.rounds, device)
-    if "argsort" in samples:
-        samples["argsort"] = [ms * case.queries / queries for ms in samples["argsort"]]
+    for impl in ARGSORTS & samples.keys():
+        samples[impl] = [ms * case.queries / queries for ms in samples[impl]]
     rows = []
     for impl, times in samples.items():
         common.progress(f"{name}: memory of {impl}")
@@ -127,7 +154,7 @@ def measure(name: str, case: Case, args: argparse.Namespace) -> list[common.Row]
             "ms": median,
             "ms_p20": low,
             "ms_p80": high,
-            "peak_bytes": None if impl == "argsort" else common.peak_bytes(calls[impl], device),
+            "peak_bytes": None if impl in ARGSORTS else common.peak_bytes(calls[impl], device),
             "saved_bytes": None,
             "ratio_reference": common.spread(
                 common.ratios(samples.get("argsort", times), times)
@@ -136,6 +163,13 @@ def measure(name: str, case: Case, args: argparse.Namespace) -> list[common.Row]
         }
         rows.append(common.finish_row(row, device))
     return rows
+
+
+def verified(data: Data) -> float:
+    """The counts of all pairs; the ranking of the hits is part of it."""
+    distances = FeatureDistances(data.query, data.gallery)
+    ranking = rank_hits(distances, data.labels)
+    return equal_error(roc(count_pairs(distances, data.labels, ranking))).threshold
 
 
 def reranked(data: Data) -> float:

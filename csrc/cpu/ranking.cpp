@@ -68,6 +68,35 @@ Tensor product(const Tensor& a, const Tensor& b) {
   return out;
 }
 
+// (H,) the products of row rows[h] of a and row columns[h] of b: those of `product`, without
+// packing.
+Tensor pairs(const Tensor& a, const Tensor& b, const Tensor& rows, const Tensor& columns) {
+  const RankingPasses& passes = passes_for(a, b);
+  const int64_t H = rows.size(0), D = a.size(1);
+  check_dense(rows, "rows", {H}, ScalarType::Long);
+  check_dense(columns, "columns", {H}, ScalarType::Long);
+  const int64_t *row = cdata<int64_t>(rows), *column = cdata<int64_t>(columns);
+  const auto inside = [H](const int64_t* indices, int64_t size) {
+    return std::all_of(indices, indices + H, [=](int64_t i) { return 0 <= i && i < size; });
+  };
+  STD_TORCH_CHECK(inside(row, a.size(0)) && inside(column, b.size(0)),
+                  "rga_fast: an index of a pair is out of range");
+  Tensor out = make(a, {H}, ScalarType::Float);
+  const float *A = cdata<float>(a), *B = cdata<float>(b);
+  float* to = data<float>(out);
+  constexpr int64_t kPairs = 64;
+  for_each((H + kPairs - 1) / kPairs, kPairs * D, [&](int64_t item, int) {
+    const int64_t stop = std::min(H, (item + 1) * kPairs);
+    for (int64_t h = item * kPairs, next; h < stop; h = next) {
+      const float* partners[kChains];
+      for (next = h; next < stop && next - h < kChains && row[next] == row[h]; ++next)
+        partners[next - h] = B + column[next] * D;
+      passes.dots(next - h, D, A + row[h] * D, partners, to + h);
+    }
+  });
+  return out;
+}
+
 // counts[s] += the images of a block of the gallery that stand before hit s; operators.py has the
 // contract.
 void count_before(const Tensor& query, const Tensor& query_ids, const Tensor& query_cams,
@@ -116,5 +145,6 @@ void count_before(const Tensor& query, const Tensor& query_ids, const Tensor& qu
 
 STABLE_TORCH_LIBRARY_IMPL(rga_fast_ranking, CPU, m) {
   m.impl("product", TORCH_BOX(&rga::product));
+  m.impl("pairs", TORCH_BOX(&rga::pairs));
   m.impl("count_before", TORCH_BOX(&rga::count_before));
 }

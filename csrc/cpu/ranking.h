@@ -29,6 +29,8 @@ struct RankingPasses {
   void (*pack_b)(int64_t columns, int64_t depth, const float* B, float* packed);
   void (*multiply)(int64_t rows, int64_t columns, int64_t depth, const float* packed_a,
                    const float* packed_b, float* C, int64_t ldc);
+  // out[h] = a . b[h], `depth` elements each, the very values of `multiply`; count <= kChains.
+  void (*dots)(int64_t count, int64_t depth, const float* a, const float* const* b, float* out);
   // counts[s] = the images that stand before hit s, junk and images of the query's identity or
   // camera left out; zeros when it is called. `distances` (images.count) are the products, and are
   // overwritten.
@@ -36,6 +38,7 @@ struct RankingPasses {
                        int64_t* counts);
 };
 
+constexpr int64_t kChains = 8;          // sums that are added up side by side
 constexpr int64_t kPackedColumns = 32;  // the columns of packed_b are filled up to a multiple
 
 const RankingPasses* ranking_passes();  // null where the instruction set has none

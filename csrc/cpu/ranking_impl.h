@@ -33,6 +33,25 @@ void multiply_packed(int64_t rows, int64_t columns, int64_t depth, const float* 
   }
 }
 
+// One sum after the other in each chain, as in a tile: the order decides the last bit.
+template <int CHAINS>
+inline void dots_of(int64_t depth, const float* a, const float* const* b, float* out) {
+  const int64_t step = part(depth, kRankingDepth, 8);
+  for (int64_t k0 = 0; k0 < depth; k0 += step) {
+    const int64_t k1 = depth - k0 < step ? depth : k0 + step;
+    float sum[CHAINS] = {};
+    for (int64_t k = k0; k < k1; ++k)
+#pragma GCC unroll 8
+      for (int h = 0; h < CHAINS; ++h) sum[h] = __builtin_fmaf(a[k], b[h][k], sum[h]);
+    for (int h = 0; h < CHAINS; ++h) out[h] = k0 ? out[h] + sum[h] : sum[h];
+  }
+}
+
+void dots(int64_t count, int64_t depth, const float* a, const float* const* b, float* out) {
+  if (count == kChains) return dots_of<kChains>(depth, a, b, out);
+  for (int64_t h = 0; h < count; ++h) dots_of<1>(depth, a, b + h, out + h);
+}
+
 template <bool INCLUSIVE>
 inline int64_t count_below(int64_t n, const float* x, float limit) {
   int32_t count = 0;
@@ -101,4 +120,4 @@ void count_before(const GalleryTile& images, const QueryHits& query, float* x, i
 }
 
 static_assert(kPackedColumns % kStrip == 0);
-constexpr RankingPasses kRanking = {pack_a, pack_b, multiply_packed, count_before};
+constexpr RankingPasses kRanking = {pack_a, pack_b, multiply_packed, dots, count_before};

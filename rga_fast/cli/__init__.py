@@ -1,4 +1,8 @@
-"""The command line: thin, one module per verb (`HELP`, `add_options(verb)`, `run(options)`)."""
+"""The command line: thin, one module per verb (`HELP`, `add_options(verb)`, `run(options)`).
+
+A verb whose list `fields` takes field=value may be given them between its options, too. One with
+another list names it (`set_defaults(more=...)`) and has `field_names()`.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +55,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     unknown = [text for text in rest if text.startswith("-")]
     if unknown:
         parser.error(_unknown_options(unknown, options))
-    more = getattr(options, "more", None)
-    if rest and more is None:
+    more = getattr(options, "more", "fields")
+    if rest and not hasattr(options, more):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest and more is not None:
+    if rest:
         # argparse takes a list of arguments in one place only, people write it between the options
         setattr(options, more, getattr(options, more) + rest)
     return options
@@ -84,7 +88,14 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 def _unknown_options(texts: Sequence[str], options: argparse.Namespace) -> str:
     from rga_fast.reid.words import unknown_option
 
-    fields = options.module.field_names() if hasattr(options, "more") else ()
+    fields: tuple[str, ...] = ()
+    if hasattr(options, "fields"):
+        from rga_fast.reid.config import Config
+        from rga_fast.reid.field import fields_of
+
+        fields = tuple(fields_of(Config))
+    elif hasattr(options.module, "field_names"):
+        fields = options.module.field_names()
     return "; ".join(unknown_option(text, options.known, fields) for text in texts)
 
 

@@ -43,18 +43,10 @@ def add_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "fields", nargs="*", metavar="field=value", help="see below; overrides a recipe"
     )
-    verb.set_defaults(names=tuple(fields), more="fields")
+    verb.set_defaults(names=tuple(fields))
     verb.formatter_class = argparse.RawDescriptionHelpFormatter
     lines = [f"  {field.name:<20} {field.describe()}" for field in fields_of(Config).values()]
     verb.epilog = "\n".join(["fields:", *lines, "", "--dry-run prints the value of each."])
-
-
-def field_names() -> tuple[str, ...]:
-    """What can be set as field=value."""
-    from rga_fast.reid.config import Config
-    from rga_fast.reid.field import fields_of
-
-    return tuple(fields_of(Config))
 
 
 def run(options: argparse.Namespace) -> None:

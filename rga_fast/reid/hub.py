@@ -81,7 +81,7 @@ class PretrainedReid(nn.Module, ModelHubMixin, library_name="rga_fast", tags=lis
         return self.network(images)
 
     @classmethod
-    def from_run(cls, path: str | os.PathLike[str], device: str | None = None) -> PretrainedReid:
+    def from_run(cls, path: str | os.PathLike[str], device: str = "auto") -> PretrainedReid:
         """The network of a run (its folder) or of a checkpoint, with the run's scores and the
         threshold beside the checkpoint, where there are.
 

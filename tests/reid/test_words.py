@@ -18,6 +18,7 @@ from small_runs import run
         ("evaluate x --dat y", "did you mean --data?"),
         ("evaluate x --re-ranking", "did you mean --rerank?"),
         ("data x --decod", "did you mean --decode?"),
+        ("ablate out --lr 1 --fused", "did you mean learning_rate=?"),
         ("synth x --zzz", "--help lists the options"),
     ],
 )

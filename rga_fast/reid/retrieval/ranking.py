@@ -23,8 +23,8 @@ from rga_fast.reid.retrieval.distances import GRID, Distances, FeatureDistances
 from rga_fast.reid.retrieval.operators import fused
 
 JUNK = -1
-BLOCK = 4096  # queries and gallery images that are prepared at a time
-_CHUNK = 64  # queries whose hits are multiplied together
+BLOCK = 4096  # queries that are prepared at a time
+_ELEMENTS = 1 << 24  # of gallery images: fewer blocks, and the queries are packed less often
 _EXCLUDED = torch.iinfo(torch.int64).max
 
 LabelValues = Tensor | np.ndarray | Sequence[int]
@@ -152,8 +152,8 @@ def rank_hits(
         hits: some of `find_hits(labels, rule)`, those by default.
         counted: (Ng,) bool, the images that are ranked beside the hits; all by default.
         block: queries at a time, where the operators run. Memory beyond the features: the ranks,
-            and D * block * 4 bytes twice; in plain PyTorch about 30 * 128 * Ng bytes, whatever the
-            block. The result does not depend on it.
+            D * block * 4 bytes twice, and 64 MB; in plain PyTorch about 30 * 128 * Ng bytes,
+            whatever the block. The result does not depend on it.
     """
     if block < 1:
         raise ValueError(f"ranking: block must be at least 1, got {block}")
@@ -249,17 +249,24 @@ def _rank_fused(
     found = torch.zeros(len(images))
     order = query_ids.argsort(stable=True)
     order = order[hits.counts[order] > 0]
+    width = features.gallery.shape[1]
+    step = max(1, min(_ELEMENTS // width, len(columns)))
+    memory = torch.empty(step, width)
     for queries in order.split(block):
         prepared = features.query_rows(queries)
         slots, begin = _slots(hits.begin, queries)
-        near, chosen = _hit_distances(features, prepared, begin, hits.images[slots])
+        near, chosen = _hit_distances(features, prepared, begin, hits.images[slots], memory)
         within = torch.searchsorted(columns, chosen)  # the index among the images that count
         counts = torch.zeros_like(chosen)
-        for first in range(0, len(columns), BLOCK):
-            some = columns[first : first + BLOCK]
+        for first in range(0, len(columns), step):
+            some = columns[first : first + step]
             torch.ops.rga_fast_ranking.count_before(
                 *(prepared, query_ids[queries], query_cams[queries]),
-                *(features.gallery_rows(_as_slice(some)), gallery_ids[some], gallery_cams[some]),
+                *(
+                    features.gallery_rows(_as_slice(some), memory),
+                    gallery_ids[some],
+                    gallery_cams[some],
+                ),
                 *(features.offset[some], features.scale, first),
                 *(begin, near, within, counts),
             )
@@ -269,21 +276,18 @@ def _rank_fused(
 
 
 def _hit_distances(
-    features: FeatureDistances, prepared: Tensor, begin: Tensor, images: Tensor
+    features: FeatureDistances, prepared: Tensor, begin: Tensor, images: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Of each query's hits, ascending by (distance, index): the distances and the images."""
     near = torch.empty(len(images))
-    for first in range(0, len(prepared), _CHUNK):
-        bounds = begin[first : first + _CHUNK + 1]
-        here = slice(int(bounds[0]), int(bounds[-1]))
-        columns, place = images[here].unique(return_inverse=True)
-        products = torch.ops.rga_fast_ranking.product(
-            prepared[first : first + _CHUNK], features.gallery_rows(columns)
-        )
-        rows = torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff())
-        near[here] = features.of_products(products, columns)[rows, place]
-    order = _keys(near, images).argsort()
     queries = torch.arange(len(prepared)).repeat_interleave(begin.diff())
+    for first in range(0, len(images), len(memory)):
+        here = slice(first, min(first + len(memory), len(images)))
+        columns, place = images[here].unique(return_inverse=True)
+        gallery = features.gallery_rows(columns, memory)
+        products = torch.ops.rga_fast_ranking.pairs(prepared, gallery, queries[here], place)
+        near[here] = features.of_products(products, images[here])
+    order = _keys(near, images).argsort()
     order = order[queries[order].argsort(stable=True)]
     return near[order], images[order]
 

@@ -1,16 +1,15 @@
-"""The spatial attention of RGA over a query, as pictures."""
+"""The spatial attention over a query, as pictures."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
-from rga_fast.modules import RGA
 from rga_fast.reid.data.augment import normalise
+from rga_fast.reid.network.maps import attention_values, maps_before_attention
 from rga_fast.reid.network.reidnet import ReidNet
 
 # From low to high, even in lightness.
@@ -28,34 +27,17 @@ def attention_pictures(network: ReidNet, pixels: np.ndarray) -> list[AttentionPi
     """The spatial attention of each stage over an image, named with its range of values.
 
     Args:
-        network: in evaluation mode. One without a spatial RGA gives no pictures.
+        network: in evaluation mode. One without spatial attention gives no pictures.
         pixels: uint8 (H, W, 3) at the network's size.
     """
-    before: dict[int, Tensor] = {}
-
-    def keep(stage: int) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            before[stage] = inputs[0]
-
-        return hook
-
-    spatial = {
-        stage: module
-        for stage, module in network.attention.items()
-        if isinstance(module, RGA) and "s" in module.variant
-    }
-    hooks = [module.register_forward_pre_hook(keep(stage)) for stage, module in spatial.items()]
-    try:
-        device = next(network.parameters()).device
-        network(normalise(torch.tensor(pixels, device=device)[None]))
-    finally:
-        for handle in hooks:
-            handle.remove()
+    images = normalise(torch.tensor(pixels, device=next(network.parameters()).device)[None])
     pictures = []
-    for stage, module in spatial.items():
-        values = module.attention_values(before[stage])["spatial"][0, 0].float().cpu().numpy()
-        name = f"attention, stage {stage}: {values.min():.3f} to {values.max():.3f}"
-        pictures.append(AttentionPicture(name, _over(values, pixels)))
+    for stage, x in maps_before_attention(network, images).items():
+        values = attention_values(network.attention[stage], x).get("spatial")
+        if values is not None:
+            grid = values[0, 0].float().cpu().numpy()
+            name = f"attention, stage {stage}: {grid.min():.3f} to {grid.max():.3f}"
+            pictures.append(AttentionPicture(name, _over(grid, pixels)))
     return pictures
 
 

@@ -251,6 +251,13 @@ def test_csv_without_split_or_camera(tmp_path):
     assert set(data.train.cameras.tolist()) == {1}
 
 
+def test_a_quote_that_is_not_closed(tmp_path):
+    rows = 'path,identity,camera,split\n"1.jpg,1,1,train\n2.jpg,2,1,train\n'
+    with pytest.raises(ValueError, match=r"list\.csv, line 3: .*is a quote not closed\?") as error:
+        open_dataset(csv(tmp_path, rows))
+    assert "\n" not in str(error.value)
+
+
 def test_junk_and_distractors_in_a_csv(tmp_path):
     rows = "1.jpg,1,1,train\n2.jpg,2,1,train\n3.jpg,3,1,query\n4.jpg,3,2,test\n"
     rows += "5.jpg,-1,2,test\n6.jpg,0,2,test\n7.jpg,-1.0,1,test\n"

@@ -116,6 +116,23 @@ def test_a_table_names_images_people_cameras_and_times(market, tmp_path):
         open_gallery(market, "test")
 
 
+def test_names_and_folders_say_who_where_and_when(tmp_path):
+    expected = {
+        "-1_c2s1_000001_00.png": ("", "2", ""),
+        "0000_c1s1_000001_00.png": ("", "1", ""),
+        "0007_c12s1_000001_00.png": ("0007", "12", ""),
+        "alice/2026-01-31 14.25.30.png": ("alice", "", "2026-01-31T14:25:30"),
+        "alice/holiday/20261331T999999_c04.png": ("alice", "4", ""),
+        "cam3/bob/x.png": ("bob", "3", ""),
+    }
+    for path in [*expected, ".hidden.png", ".git/a.png"]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 16)).save(tmp_path / path)
+    entries = open_gallery(tmp_path).entries
+    assert {entry.path: entry[1:4] for entry in entries} == expected
+    assert [entry.path for entry in entries] == sorted(expected)
+
+
 def index_ranked(small_run, market, folder):
     return run("index", market, "--checkpoint", small_run, "--out", folder, "--batch-size", 5)
 

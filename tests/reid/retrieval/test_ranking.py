@@ -121,7 +121,7 @@ def test_every_block_size_gives_the_same(way, monkeypatch):
     distances, labels = real_case()
     expected = rank_hits(distances, labels)
     for block in (1, 7, 150):
-        monkeypatch.setattr(ranking_module, "BLOCK", 400 + 13 * block)
+        monkeypatch.setattr(ranking_module, "_ELEMENTS", 70 * (400 + 13 * block))
         got = rank_hits(distances, labels, block=block)
         assert all(map(torch.equal, got, expected))
 
@@ -137,6 +137,9 @@ def test_a_product_depends_on_its_rows_alone(depth):
     for rows, columns in ((1, 1), (13, 33), (193, 257)):
         part = product(a[-rows:].contiguous(), b[-columns:].contiguous())
         assert torch.equal(part, whole[-rows:, -columns:])
+    rows, columns = torch.randint(200, (999,)).sort().values, torch.randint(301, (999,))
+    pairs = torch.ops.rga_fast_ranking.pairs(a, b, rows, columns)
+    assert torch.equal(pairs, whole[rows, columns])
 
 
 def test_operators_pass_opcheck():
@@ -144,6 +147,10 @@ def test_operators_pass_opcheck():
         pytest.skip("needs the compiled operators")
     a, b = torch.randn(3, 5), torch.randn(4, 5)
     torch.library.opcheck(torch.ops.rga_fast_ranking.product, (a, b))
+    pair = torch.tensor([0, 2]), torch.tensor([3, 0])
+    torch.library.opcheck(torch.ops.rga_fast_ranking.pairs, (a, b, *pair))
+    with pytest.raises(RuntimeError, match="out of range"):
+        torch.ops.rga_fast_ranking.pairs(a, b, pair[0], pair[0] + 2)
     ids = [torch.zeros(n, dtype=torch.int32) for n in (3, 3, 4, 4)]
     hits = torch.tensor([0, 1, 2, 2]), torch.zeros(2), torch.tensor([0, 1])
     arguments = (a, ids[0], ids[1] - 1, b, ids[2] + 1, ids[3], torch.ones(4), -1.0, 0, *hits)

@@ -153,6 +153,11 @@ def existing_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def one_line(text: str) -> str:
+    """As it was given; escaped if it would break the line of a message."""
+    return text if text.isprintable() else repr(text)
+
+
 def require_files(root: Path, paths: Iterable[str], source: Path) -> None:
     """FileNotFoundError unless all `paths`, which `source` lists, exist."""
     listed = list(paths)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rga_fast.reid.data.datasets.assemble import UNDIVIDED, Row, Rows, assemble
-from rga_fast.reid.data.datasets.common import SPLITS, ReidData, require_files
+from rga_fast.reid.data.datasets.common import SPLITS, ReidData, one_line, require_files
 
 CSV_SUFFIXES = (".csv", ".tsv")
 CSV_COLUMNS = ("path", "identity", "camera", "split")
@@ -84,7 +84,7 @@ def _rows(source: Path, file: Iterable[str]) -> Iterator[tuple[str, Row]]:
     if not set(REQUIRED) <= set(header):
         raise ValueError(
             f"{source}: expected the columns {','.join(CSV_COLUMNS)} in the first line (camera and "
-            f"split may be missing), got {','.join(header) or 'an empty file'}"
+            f"split may be missing), got {one_line(','.join(header)) or 'an empty file'}"
         )
     twice = [name for name in CSV_COLUMNS if header.count(name) > 1]
     if twice:
@@ -98,6 +98,12 @@ def _rows(source: Path, file: Iterable[str]) -> Iterator[tuple[str, Row]]:
 
 
 def _row(where: str, fields: dict[str, str], header: list[str]) -> tuple[str, Row]:
+    for name in CSV_COLUMNS:
+        value = fields.get(name, "")
+        if len(value.splitlines()) > 1 or "\0" in value:
+            raise ValueError(
+                f"{where}: {name} must be on one line, got {value[:40]!r}; is a quote not closed?"
+            )
     for name in (*REQUIRED, *("split",) * ("split" in header)):
         if not fields.get(name):
             raise ValueError(f"{where}: expected {','.join(CSV_COLUMNS)}, got no {name}")
@@ -110,8 +116,6 @@ def _row(where: str, fields: dict[str, str], header: list[str]) -> tuple[str, Ro
                 f"{where}: split must be one of {', '.join(SPLIT_NAMES)}, got {given!r}"
             )
     path = fields["path"].replace("\\", "/")
-    if "\0" in path:
-        raise ValueError(f"{where}: expected a path, got {path!r}")
     return split, Row(path, _whole(fields["identity"]), _whole(fields.get("camera", "")))
 
 

@@ -6,7 +6,7 @@ import os
 import re
 
 from rga_fast.reid.data.datasets.assemble import UNDIVIDED, Row, Rows, assemble
-from rga_fast.reid.data.datasets.common import ReidData, existing_folder
+from rga_fast.reid.data.datasets.common import ReidData, existing_folder, one_line
 from rga_fast.reid.data.datasets.listing import Listing
 from rga_fast.reid.data.datasets.own import split_folders
 
@@ -36,7 +36,7 @@ def load_pattern(path: str | os.PathLike[str], pattern: str) -> ReidData:
     if not any(rows.values()):
         first = next((path for paths in images.values() for path in paths), None)
         seen = "it holds no images" if first is None else f"the first image is {first}"
-        raise ValueError(f"{root}: no image matches the pattern {pattern}; {seen}")
+        raise ValueError(f"{root}: no image matches the pattern {one_line(pattern)}; {seen}")
     layout = f"pattern {pattern}" + (f" in {', '.join(found.values())}" if found else "")
     return assemble(root, root, rows, layout=layout, notes=listing.notes())
 
@@ -47,12 +47,14 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"pattern: not a regular expression: {error}, got {pattern}") from None
+        raise ValueError(
+            f"pattern: not a regular expression: {error}, got {one_line(pattern)}"
+        ) from None
     groups = set(expression.groupindex)
     if "identity" not in groups or groups - {"identity", "camera"}:
         raise ValueError(
             "pattern: expected the groups (?P<identity>...) and, if names show it, "
-            f"(?P<camera>...), got {pattern}"
+            f"(?P<camera>...), got {one_line(pattern)}"
         )
     return expression
 

@@ -1,4 +1,4 @@
-"""Features of many files: threads decode ahead of the network, and a damaged file stops nothing."""
+"""Features of many files: decoded by threads, and a damaged file stops nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from rga_fast.reid.data.images import Size, available_cores, read_image
 from rga_fast.reid.retrieval.features import batch_features
 from rga_fast.reid.retrieval.model import ReidModel
 
-_AHEAD = 3  # batches that are decoded or wait for the network
+# Batches that are decoded or wait for the network. On a CPU the network takes all cores, and
+# threads that decode at the same time delay it by more than they gain.
+_AHEAD_ON_CPU, _AHEAD = 1, 3
 
 
 class Extracted(NamedTuple):
@@ -35,7 +37,8 @@ def extract_files(
 ) -> Iterator[Extracted]:
     """Batches of features of `files`, in order. `threads` decode, by default one a core."""
     model.network.eval()
-    for pixels, places, errors in _decoded(files, model.config.size, batch_size, threads):
+    ahead = _AHEAD_ON_CPU if model.device.type == "cpu" else _AHEAD
+    for pixels, places, errors in _decoded(files, model.config.size, batch_size, ahead, threads):
         batch = torch.from_numpy(pixels)
         if model.device.type == "cuda":
             batch = batch.pin_memory().to(model.device, non_blocking=True)
@@ -51,7 +54,7 @@ _Decoded = tuple[np.ndarray, list[int], list[str]]
 
 
 def _decoded(
-    files: Sequence[Path], size: Size, batch_size: int, threads: int | None
+    files: Sequence[Path], size: Size, batch_size: int, ahead: int, threads: int | None
 ) -> Iterator[_Decoded]:
     def decode(place: int) -> np.ndarray | str:
         try:
@@ -66,8 +69,8 @@ def _decoded(
         for number, start in enumerate(starts):
             stop = min(start + batch_size, len(files))
             waiting.append([pool.submit(decode, place) for place in range(start, stop)])
-            if len(waiting) == _AHEAD:
-                yield _collected(waiting.popleft(), starts[number - _AHEAD + 1], size)
+            if len(waiting) == ahead:
+                yield _collected(waiting.popleft(), starts[number - ahead + 1], size)
         first = len(starts) - len(waiting)
         for number, batch in enumerate(list(waiting), start=first):
             yield _collected(batch, starts[number], size)
