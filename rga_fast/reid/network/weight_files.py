@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ ENTRIES = (
     *("ema", "state_dict_ema", "model_ema", "teacher"),
     *("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights"),
 )
+
+RATIOS = ("spatial_ratio", "down_ratio")
 
 _SCALAR = np.float64(0).__reduce__()[0]
 
@@ -29,8 +31,21 @@ _VALUES: list[Any] = [
 ]
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The state dict in a file, and the names of the entries that it was in, "" for none.
+class WeightFile(NamedTuple):
+    """A state dict, and the names of the entries of the file that it was `inside`, "" for none.
+
+    A checkpoint of this package has the `size` of its images, (height, width), and the `ratios` of
+    its attention, which `resize_relations` takes.
+    """
+
+    state: dict[str, Tensor]
+    inside: str
+    size: tuple[int, int] | None = None
+    ratios: dict[str, int] = {}  # noqa: RUF012
+
+
+def read_weights(path: Path) -> WeightFile:
+    """The weights in a file.
 
     Args:
         path: .safetensors, or `torch.save`'s format: a state dict, or a dict that has one in one of
@@ -65,7 +80,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
             f"{path} must hold a state dict (names and tensors), alone or as one of "
             f"{', '.join(ENTRIES)}; got {_describe(content)}"
         )
-    return state, ".".join(entered)
+    inside = ".".join(entered)
+    config = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(config, dict) or not {"height", "width", *RATIOS} <= set(config):
+        return WeightFile(state, inside)
+    ratios = {name: config[name] for name in RATIOS}
+    return WeightFile(state, inside, (config["height"], config["width"]), ratios)
 
 
 def _is_state(value: object) -> bool:

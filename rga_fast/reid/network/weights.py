@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from rga_fast.reid.network.reidnet import ReidNet
+from rga_fast.reid.network.timm_backbone import TimmBackbone
 from rga_fast.reid.network.weight_files import read_weights
-
-State = dict[str, Tensor]
+from rga_fast.resizing import resize_relations
 
 MOST_LISTED = 8  # names in a line of the summary
 
-# The first convolution of the first block: what is before it in a key is the backbone's prefix.
-_FIRST = "layer1.0.conv1.weight"
 # The children of a ResNet that was rebuilt as nn.Sequential(*list(resnet.children())).
 _NUMBERED = {"0": "conv1", "1": "bn1", **{str(4 + n): f"layer{1 + n}" for n in range(4)}}
 _CLASSIFIER = "cls"
@@ -68,10 +66,10 @@ class WeightsReport(NamedTuple):
 
 
 def load_pretrained(model: ReidNet, path: str | Path) -> WeightsReport:
-    """Loads the weights of a ResNet into the backbone of `model`, all of them or none.
+    """Loads weights into the backbone of `model`, all of them or none.
 
     The names are those of torchvision and timm, under any prefix ("module.", "backbone.",
-    "encoder_q.") or numbered by an `nn.Sequential`; of several ResNets in a file the first is
+    "encoder_q.") or numbered by an `nn.Sequential`; of several networks in a file the first is
     taken. See `read_weights` for the files.
 
     Args:
@@ -84,29 +82,29 @@ def load_pretrained(model: ReidNet, path: str | Path) -> WeightsReport:
     return _load(model, Path(path), whole=False)
 
 
-def load_init(
-    model: ReidNet, path: str | Path, convert: Callable[[State], State] | None = None
-) -> WeightsReport:
+def load_init(model: ReidNet, path: str | Path) -> WeightsReport:
     """Loads a trained network into `model`, to train it on other people.
 
     As `load_pretrained`, and also the attention after each stage and the neck, each if the file has
-    all of it in the same shapes. The classifier keeps its values: its rows are people. `convert`
-    changes the state dict of the file first, such as to another size.
+    all of it in the same shapes. The classifier keeps its values: its rows are people. Weights of
+    RGA in a checkpoint of this package that was trained on images of another size are resampled
+    (`resize_relations`).
     """
-    return _load(model, Path(path), whole=True, convert=convert)
+    return _load(model, Path(path), whole=True)
 
 
-def _load(
-    model: ReidNet, path: Path, *, whole: bool, convert: Callable[[State], State] | None = None
-) -> WeightsReport:
-    state, inside = read_weights(path)
-    if convert is not None:
-        state = convert(state)
-    prefix, found = _by_our_names(state)
+def _load(model: ReidNet, path: Path, *, whole: bool) -> WeightsReport:
+    file = read_weights(path)
+    root = "backbone.body." if isinstance(model.backbone, TimmBackbone) else "backbone."
     own = model.state_dict()
-    names = [f"backbone.{name}." for name in model.backbone.trunk]
-    backbone = [key for key in own if key.startswith(tuple(names))]
-    _require_backbone(path, own, found, backbone)
+    layers = tuple(f"backbone.{name}." for name in model.backbone.trunk)
+    backbone = [key for key in own if key.startswith(layers)]
+    prefix, numbered = _prefix(file.state, [key.removeprefix(root) for key in backbone])
+    state = file.state
+    if whole and file.size is not None and file.size != model.size:
+        state = resize_relations(state, file.size, model.size, **file.ratios)
+    found = _by_our_names(state, prefix, root, numbered)
+    _require_backbone(path, own, found, backbone, root)
     modules: dict[str, list[str]] = {}
     for key in own:
         if key not in backbone:
@@ -127,10 +125,10 @@ def _load(
     used = {found[key][0] for key in taken}
     return WeightsReport(
         path,
-        inside,
+        file.inside,
         prefix,
         taken,
-        [key for key in taken if found[key][1].shape != own[key].shape],
+        [key for key in taken if file.state[found[key][0]].shape != own[key].shape],
         missing,
         other_shape,
         left_out + classifier,
@@ -138,11 +136,15 @@ def _load(
     )
 
 
-def _by_our_names(state: dict[str, Tensor]) -> tuple[str, dict[str, tuple[str, Tensor]]]:
-    """The prefix of the backbone in a file, and its tensors by the names that a `ReidNet` has for
-    them: (name in the file, tensor)."""
-    prefix, numbered = _prefix(state)
-    outer = prefix[: prefix[:-1].rfind(".") + 1]  # of neck and classifier, beside the backbone
+def _by_our_names(
+    state: dict[str, Tensor], prefix: str, root: str, numbered: bool
+) -> dict[str, tuple[str, Tensor]]:
+    """The tensors of a file by the names that a `ReidNet` has for them: (name in the file, tensor).
+    The names of its backbone have the `prefix`, ours have the `root`."""
+    # What neck and classifier have, beside the backbone.
+    outer = prefix[: prefix[:-1].rfind(".") + 1]
+    if prefix.endswith(root):
+        outer = prefix.removesuffix(root)
     found = {}
     for key, value in state.items():
         if key.startswith(prefix):
@@ -150,20 +152,30 @@ def _by_our_names(state: dict[str, Tensor]) -> tuple[str, dict[str, tuple[str, T
             first, dot, rest = name.partition(".")
             if numbered and first in _NUMBERED:
                 name = _NUMBERED[first] + dot + rest
-            found[f"backbone.{name}"] = key, value
+            found[root + name] = key, value
         if key.startswith(outer):
             found.setdefault(key[len(outer) :], (key, value))
-    return prefix, found
+    return found
 
 
-def _prefix(state: dict[str, Tensor]) -> tuple[str, bool]:
-    """What precedes the names of the first ResNet, and whether its layers are numbered."""
-    for first, numbered in ((_FIRST, False), (_FIRST.replace("layer1", "4"), True)):
+def _prefix(state: dict[str, Tensor], names: list[str]) -> tuple[str, bool]:
+    """What precedes the `names` of a backbone's tensors in a file, and whether its layers are
+    numbered: where most of them are, the first of several."""
+    numbers = {name: number for number, name in _NUMBERED.items()}
+    best, most = ("", False), 0
+    for numbered in (False, True):
+        wanted = names
+        if numbered:
+            parts = (name.partition(".") for name in names)
+            wanted = [numbers.get(first, first) + dot + rest for first, dot, rest in parts]
         for key in state:
-            prefix = key.removesuffix(first)
-            if prefix != key and (not prefix or prefix.endswith(".")):
-                return prefix, numbered
-    return "", False
+            prefix = key.removesuffix(wanted[0])
+            if prefix == key or (prefix and not prefix.endswith(".")):
+                continue
+            count = sum(prefix + name in state for name in wanted)
+            if count > most:
+                best, most = (prefix, numbered), count
+    return best
 
 
 def _require_backbone(
@@ -171,9 +183,10 @@ def _require_backbone(
     own: dict[str, Tensor],
     found: dict[str, tuple[str, Tensor]],
     backbone: list[str],
+    root: str,
 ) -> None:
     """ValueError unless the file has this ResNet, and no layer more."""
-    trunk = tuple({f"backbone.{_module(key)}." for key in backbone})
+    trunk = tuple({f"{root}{_module(key)}." for key in backbone})
     missing = [key for key in backbone if _needed(key) and key not in found]
     layers = [key for key in found if key.startswith(trunk)]
     unknown = [found[key][0] for key in layers if key not in own]
@@ -216,14 +229,18 @@ def _fits(value: Tensor, own: Tensor) -> bool:
 
 
 def _module(key: str) -> str:
-    return key.removeprefix("backbone.").split(".")[0]
+    return _relative(key).split(".")[0]
+
+
+def _relative(key: str) -> str:
+    return key.removeprefix("backbone.").removeprefix("body.")
 
 
 def _modules(keys: list[str]) -> str:
     """The modules that the keys belong to: names that wrap others with what is in them."""
     names = []
     for key in keys:
-        first, _, rest = key.removeprefix("backbone.").partition(".")
+        first, _, rest = _relative(key).partition(".")
         second = rest.split(".")[0]
         names.append(f"{first}.{second}" if first in ("module", "model") and second else first)
     names = list(dict.fromkeys(names))

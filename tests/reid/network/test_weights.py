@@ -108,6 +108,50 @@ def test_attention_that_does_not_fit_is_left_whole(tmp_path):
     assert "feat_bn.weight" in report.loaded
 
 
+def test_a_checkpoint_of_another_image_size(tmp_path):
+    """Its relations are resampled, and all modules are loaded."""
+    config = {"height": 32, "width": 16, "spatial_ratio": 8, "down_ratio": 8}
+    content = {"config": config, "model": small(size=(32, 16)).state_dict()}
+    torch.save(content, tmp_path / "x.pt")
+    model = small()
+    report = load_init(model, tmp_path / "x.pt")
+    assert set(report.loaded) == set(model.state_dict()) - {"cls.weight"}
+    assert "backbone.rga_att1.gg_spatial.0.weight" in report.reshaped
+
+
+class TimmStub:
+    """Two stages with timm's surroundings: their names begin otherwise than a ResNet's."""
+
+    @staticmethod
+    def list_models():
+        return ["stub"]
+
+    @staticmethod
+    def create_model(name, **_):
+        body = torch.nn.Sequential()
+        body.add_module("stem", torch.nn.Conv2d(3, 8, 3, stride=4, padding=1))
+        for stage in ("one", "two"):
+            body.add_module(stage, torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1)))
+        body.feature_info = [{"module": "one"}, {"module": "two"}]
+        body.forward_features = body.forward
+        return body
+
+
+def test_networks_of_timm(tmp_path, monkeypatch):
+    monkeypatch.setattr("rga_fast.reid.network.timm_backbone._timm", TimmStub)
+    options = {"arch": "timm:stub", "stages": (2,)}
+    weights = random_weights(small(**options))
+    body = {k.removeprefix("backbone.body."): v for k, v in weights.items() if ".body." in k}
+    torch.save({"model": weights}, tmp_path / "own.pt")
+    torch.save({k: v for k, v in body.items() if "attention" not in k}, tmp_path / "timm.pth")
+    report = load_init(small(**options), tmp_path / "own.pt")
+    assert set(report.loaded) == set(weights) - {"cls.weight"}
+    model = small(**options)
+    report = load_pretrained(model, tmp_path / "timm.pth")
+    assert torch.equal(model.state_dict()["backbone.body.two.0.weight"], body["two.0.weight"])
+    assert {k.split(".")[3] for k in report.missing if k.startswith("backbone")} == {"attention"}
+
+
 def test_a_trained_network_as_a_backbone(tmp_path):
     torch.save(random_weights(small()), tmp_path / "x.pth")
     model = small(stages=(2,))

@@ -266,7 +266,7 @@ def test_assignments():
         (["relations=3"], "relations must be bool, got 3"),  # a former field
         (["attention=rga"], "attention must be one of 'none', 'rga-s'"),
         (["cache=ram"], "cache must be one of 'off'"),
-        (["arch=resnet19"], "arch must be one of 'resnet18'"),
+        (["arch=resnet19"], "arch must be one of resnet18"),
         (["impl=fast"], "impl must be one of 'auto'"),
         (["epochs"], "expected field=value, got 'epochs'"),
         (["identities_per_batch=64"], "takes 64 identities, but the training images show only 12"),
