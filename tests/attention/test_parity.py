@@ -97,7 +97,8 @@ def test_gradcheck(impl, variant, ablation, training):
         replaced = dict(zip(names, values, strict=True))
         return torch.func.functional_call(copy.deepcopy(module), replaced, (x,))
 
-    assert torch.autograd.gradcheck(forward, (x, *parameters), atol=1e-6)
+    # Along random directions; `test_float64_parity` compares every entry with the reference.
+    assert torch.autograd.gradcheck(forward, (x, *parameters), atol=1e-6, fast_mode=True)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.3, None])

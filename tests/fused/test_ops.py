@@ -133,7 +133,7 @@ CHECKED = {
 def test_opcheck(impl, name, order):
     operator = getattr(namespace(impl), name).default
     dtype, size, kinds = CHECKED[impl]
-    for kind in kinds:
+    for kind in kinds if order == ORDERS[0] else kinds[:1]:
         case = Case(kind, size, order, dtype, DEVICES[impl], low_products=impl == "triton")
         torch.library.opcheck(operator, case.arguments[name])
 
