@@ -270,6 +270,7 @@ def step(bench):
     return bench_step
 
 
+@pytest.mark.slow
 def test_price_of_attention(step, tmp_path):
     path = tmp_path / "rows.json"
     assert step.main([*STEP, "--impl", "reference,torch", "--json", str(path)]) == 0

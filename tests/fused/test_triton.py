@@ -228,6 +228,7 @@ print("pinned", taken, len(timed))
 
 
 @needs_triton
+@pytest.mark.slow
 def test_a_choice_is_kept_on_disk_and_can_be_pinned(tmp_path):
     """With a pretended GPU: nothing is compiled or run."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
