@@ -49,10 +49,18 @@ LOW = [
 ]
 
 
+def slow_case(impl, variant, dtype) -> bool:
+    """The host runs a GPU's threads one after the other."""
+    return impl == "cuda_host" and (variant[1] != "full" or dtype != torch.bfloat16)
+
+
 @TRAINING
 @pytest.mark.parametrize(
     ("impl", "variant", "ablation", "dtype"),
-    [param(impl, *variant, dtype) for impl, variant, dtype in LOW],
+    [
+        param(impl, *variant, dtype, slow=slow_case(impl, variant, dtype))
+        for impl, variant, dtype in LOW
+    ],
     ids=str,
 )
 def test_low_precision_stays_in_the_budget(impl, variant, ablation, dtype, training):
@@ -97,7 +105,8 @@ def test_gradcheck(impl, variant, ablation, training):
         replaced = dict(zip(names, values, strict=True))
         return torch.func.functional_call(copy.deepcopy(module), replaced, (x,))
 
-    assert torch.autograd.gradcheck(forward, (x, *parameters), atol=1e-6)
+    # Along random directions; `test_float64_parity` compares every entry with the reference.
+    assert torch.autograd.gradcheck(forward, (x, *parameters), atol=1e-6, fast_mode=True)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.3, None])

@@ -139,7 +139,7 @@ assert "rga_fast" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("kind", ["traced", "exported"])
+@pytest.mark.parametrize("kind", ["traced", pytest.param("exported", marks=pytest.mark.slow)])
 def test_a_program_without_rga_fast_loads(kind, tmp_path):
     """What was traced, and what was exported with impl="torch"."""
     module, x = make_rga(*SIZE).eval(), make_map(X)

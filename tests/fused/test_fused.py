@@ -1,12 +1,14 @@
 """The fused implementation as a whole: what `reference` specifies, and its place in torch."""
 
 import copy
+import os
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
+from operators import DEVICES, param
 from parity import assert_close
 from torch import nn
 
@@ -116,13 +118,16 @@ def test_only_wanted_gradients():
     assert all(p.grad is None for p in module.parameters() if not p.requires_grad)
 
 
-@needs_cpp
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_compiles_whole(training):
+@pytest.mark.parametrize(
+    ("impl", "variant"),
+    [param("cpp", "sc"), param("triton", "s", slow=True), param("triton", "sc", slow=True)],
+)
+def test_compiles_whole(impl, variant, training):
     torch._dynamo.reset()
-    module = make_rga(8, (4, 2), impl="cpp").train(training)
-    x, dout = make_map((2, 8, 4, 2), seed=1), make_map((2, 8, 4, 2), seed=2)
-    expected = run(module, x, dout, "cpp")
+    module = make_rga(8, (4, 2), variant, impl=impl).train(training).to(DEVICES[impl])
+    x, dout = (make_map((2, 8, 4, 2), seed=seed).to(DEVICES[impl]) for seed in (1, 2))
+    expected = run(module, x, dout, impl)
     compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
     x = x.clone().requires_grad_()
     compiled(x).backward(dout)
@@ -207,26 +212,31 @@ def test_other_layers_are_refused_by_name_and_passed_over_by_auto():
 
 MISSING = """
 import sys
-sys.modules["rga_fast._C"] = None
+sys.modules["rga_fast._C"] = sys.modules["triton"] = None
 import rga_fast, torch
 x = torch.randn(2, 8, 4, 4)
 print(rga_fast.choose("auto", x).reason)
-print(next(i for i in rga_fast.implementations() if i.name == "cpp"))
-try:
-    rga_fast.RGA(8, (4, 4), impl="cpp")(x)
-except RuntimeError as error:
-    assert isinstance(error.__cause__, ImportError)
-    print(error)
+for impl in ("cpp", "triton"):
+    print(next(i for i in rga_fast.implementations() if i.name == impl))
+    try:
+        rga_fast.RGA(8, (4, 4), impl=impl)(x)
+    except RuntimeError as error:
+        assert isinstance(error.__cause__, ImportError)
+        print(error)
 """
 
 
-def test_without_the_extension():
-    out = subprocess.run(
-        [sys.executable, "-c", MISSING], check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    assert out[0].startswith("plain PyTorch runs on every device; not cpp: the compiled extension")
-    assert "available=False" in out[1]
-    assert out[2].startswith("rga_fast: impl='cpp' cannot run here: the compiled extension could")
+def test_without_the_extension_and_triton():
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", MISSING]
+    out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    reason, cpp_entry, cpp_error, triton_entry, triton_error = out.stdout.splitlines()
+    assert reason.startswith("plain PyTorch runs on every device; not cpp: the compiled extension")
+    assert "available=False" in cpp_entry
+    assert "available=False" in triton_entry
+    cannot = "rga_fast: impl='{}' cannot run here: the {} could"
+    assert cpp_error.startswith(cannot.format("cpp", "compiled extension"))
+    assert triton_error.startswith(cannot.format("triton", "Triton kernels") + " not be imported: ")
 
 
 SYNCHRONISED = """

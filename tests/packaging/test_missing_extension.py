@@ -76,6 +76,7 @@ with warnings.catch_warnings(record=True) as caught:
 """
 
 
+@pytest.mark.slow
 def test_warning_under_the_compiler():
     command = [sys.executable, "-c", COMPILED]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

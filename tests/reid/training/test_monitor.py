@@ -21,6 +21,7 @@ def scalars(folder):
     return found
 
 
+@pytest.mark.slow
 def test_a_run_that_is_watched(market, tmp_path, capsys):
     out = tmp_path / "run"
     watched = ["--tensorboard", "--profile", "cache=disk", f"cache_folder={tmp_path / 'c'}"]
