@@ -42,6 +42,9 @@ class WeightsReport(NamedTuple):
     `load_pretrained` also attention and neck."""
     unexpected: list[str]
     """Keys of the file that were not used."""
+    resampled: tuple[int, int] | None = None
+    """The size (height, width) of the images that the network in the file was trained on, if its
+    relations were resampled from it."""
 
     def __str__(self) -> str:
         found = [f"in {self.inside}"] if self.inside else []
@@ -49,6 +52,8 @@ class WeightsReport(NamedTuple):
         lines = [f"{self.path.name}: {len(self.loaded)} tensors loaded"]
         lines[0] += f" ({', '.join(found)})" if found else ""
         lines[0] += f", {len(self.reshaped)} of them reshaped" if self.reshaped else ""
+        if self.resampled is not None:
+            lines += ["  trained at {}x{}, relations resampled".format(*self.resampled)]
         kept = [
             f"{_modules(keys)} ({reason})"
             for keys, reason in (
@@ -100,9 +105,9 @@ def _load(model: ReidNet, path: Path, *, whole: bool) -> WeightsReport:
     layers = tuple(f"backbone.{name}." for name in model.backbone.trunk)
     backbone = [key for key in own if key.startswith(layers)]
     prefix, numbered = _prefix(file.state, [key.removeprefix(root) for key in backbone])
-    state = file.state
+    state, resampled = file.state, None
     if whole and file.size is not None and file.size != model.size:
-        state = resize_relations(state, file.size, model.size, **file.ratios)
+        state, resampled = resize_relations(state, file.size, model.size, **file.ratios), file.size
     found = _by_our_names(state, prefix, root, numbered)
     _require_backbone(path, own, found, backbone, root)
     modules: dict[str, list[str]] = {}
@@ -133,6 +138,7 @@ def _load(model: ReidNet, path: Path, *, whole: bool) -> WeightsReport:
         other_shape,
         left_out + classifier,
         [key for key in state if key not in used],
+        resampled,
     )
 
 
