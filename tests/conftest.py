@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 import torch
@@ -32,6 +33,8 @@ def pytest_configure() -> None:
     and in the processes that tests start."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

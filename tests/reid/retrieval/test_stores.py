@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_lancedb_finds_the_same(index, query, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
+def database():
     """The address of a PostgreSQL of its own; `RGA_FAST_POSTGRES` is the folder of its programs."""
     pytest.importorskip("psycopg")
     pytest.importorskip("pgvector")
@@ -69,22 +70,21 @@ def database(tmp_path_factory):
     programs = os.environ.get("RGA_FAST_POSTGRES") or (found and Path(found).resolve().parent)
     if programs is None:
         pytest.skip("PostgreSQL is not installed")
-    folder = tmp_path_factory.mktemp("pg")
-    account = {"user": "nobody"} if os.geteuid() == 0 else {}  # it refuses to run as root
-    if account:
-        shutil.chown(folder, "nobody")
-        for parent in [folder, *folder.parents][:3]:
-            parent.chmod(parent.stat().st_mode | 0o055)
+    # Not in pytest's folders: it refuses to run as root, and nobody else may enter those.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        account = {"user": "nobody"} if os.geteuid() == 0 else {}
+        if account:
+            shutil.chown(folder, "nobody")
 
-    def call(program, *arguments):
-        command = [Path(programs) / program, *arguments]
-        subprocess.run(command, check=True, capture_output=True, cwd=folder, **account)
+        def call(program, *arguments):
+            command = [Path(programs) / program, *arguments]
+            subprocess.run(command, check=True, capture_output=True, cwd=folder, **account)
 
-    data, options = folder / "data", f"-k {folder} -h ''"
-    call("initdb", "-D", data, "-A", "trust", "-U", "tester", "--no-sync")
-    call("pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start")
-    yield f"host={folder} user=tester dbname=postgres"
-    call("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        data, log = f"{folder}/data", f"{folder}/log"
+        call("initdb", "-D", data, "-A", "trust", "-U", "tester", "--no-sync")
+        call("pg_ctl", "-D", data, "-w", "-l", log, "-o", f"-k {folder} -h ''", "start")
+        yield f"host={folder} user=tester dbname=postgres"
+        call("pg_ctl", "-D", data, "-m", "immediate", "stop")
 
 
 @pytest.mark.slow
