@@ -49,11 +49,11 @@ def ablate(base: Config, systems: Sequence[str], seeds: Sequence[int], out: Path
     def update() -> None:
         write_tables(out, title, base, rows())
 
-    console.print(f"{title}: {len(systems)} systems, {len(seeds)} seeds, in {out}", markup=False)
+    console.print(f"{title}: {len(systems)} systems, {len(seeds)} seeds, in {out}")
     failed = train_all(runs, update)
     update()
     console.print(ablation_table(title, rows()))
-    console.print(f"also in {out / 'ablation.md'}, .csv and .json", markup=False)
+    console.print(f"also in {out / 'ablation.md'}, .csv and .json")
     return not failed
 
 
